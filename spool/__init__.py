@@ -1,0 +1,33 @@
+"""spool - run large ensembles of programs; a task is a directory, its state the folder it lies in.
+
+    from spool import Spool
+    spool = Spool("/scratch/me/campaign")
+    task = spool.submit(["./simulate", "--seed", "7"], time_limit="1h")
+    spool.wait([task])
+
+Importing this starts nothing and reads nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from spool.api import Spool, Task
+    from spool.errors import SpoolError
+
+__all__ = ["Spool", "SpoolError", "Task", "__version__"]
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """Load the API only where it is used, so that the command line starts fast."""
+    if name in ("Spool", "Task"):
+        from spool import api
+
+        return getattr(api, name)
+    if name == "SpoolError":
+        from spool.errors import SpoolError
+
+        return SpoolError
+    raise AttributeError(f"module 'spool' has no attribute {name!r}")

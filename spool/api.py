@@ -1,0 +1,233 @@
+"""api - the spool from Python: open, submit, query, wait.
+
+Owns   `Spool` and `Task`, the only public classes.
+Never  keeps state of its own: every answer is read from the tree.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from spool import config, units
+from spool.errors import NoSuchTask
+from spool.queue import control, files, history, layout, manifest, select, submit, tasks, wait
+from spool.queue.layout import FINAL, State, Tree
+from spool.queue.manifest import Manifest
+from spool.queue.select import Selection
+
+Command = str | list[str] | tuple[str, ...]
+
+
+class Task:
+    """A task in a spool; a light handle, its answers are looked up when asked.
+
+    Two handles of one id are equal.
+    """
+
+    __slots__ = ("_tree", "id")
+
+    def __init__(self, tree: Tree, task_id: str) -> None:
+        self._tree = tree
+        self.id = task_id
+
+    def __repr__(self) -> str:
+        return f"Task({self.id!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Task) and (other.id, other._tree.root) == (
+            self.id,
+            self._tree.root,
+        )
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+    def _spot(self) -> tasks.Spot:
+        if (spot := tasks.find(self._tree, self.id)) is None:
+            raise NoSuchTask(f"task {self.id} is not in {self._tree.root}")
+        return spot
+
+    def _read(self) -> tasks.Task:
+        for _ in range(20):
+            spot = self._spot()
+            try:
+                return tasks.load(spot.path(self._tree), self.id)
+            except FileNotFoundError:
+                continue  # it moved between the look and the touch
+        raise NoSuchTask(f"task {self.id} keeps moving; try again")
+
+    @property
+    def state(self) -> State:
+        """Where it lies now. Raises NoSuchTask: it was removed."""
+        return self._spot().state
+
+    @property
+    def group(self) -> str:
+        """The group it lies in: its lane, its owner, why it failed, ..."""
+        return self._spot().group
+
+    @property
+    def path(self) -> str:
+        """Its directory at this moment; it changes with the state."""
+        return self._spot().path(self._tree)
+
+    @property
+    def done(self) -> bool:
+        """Whether it is finished, failed or cancelled."""
+        return self.state in FINAL
+
+    @property
+    def manifest(self) -> Manifest:
+        """What it asks for, changes laid over it."""
+        return self._read().manifest
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """Its events, oldest first."""
+        return history.events(self._read().told)
+
+    @property
+    def exit_code(self) -> int | None:
+        """The exit code of its last attempt; None if there is none, or a signal ended it."""
+        ended = self._read().story.exit
+        code = ended.get("code") if ended else None
+        return code if isinstance(code, int) else None
+
+    @property
+    def output(self) -> str:
+        """What its last attempt wrote to standard output (and error, where together)."""
+        before = None
+        while (spot := self._spot()) != before:
+            raw = files.read(f"{spot.path(self._tree)}/{layout.OUTPUT}")
+            if raw is not None:
+                return raw.decode(errors="replace")
+            before = spot  # it may have moved while we looked
+        return ""
+
+
+class Spool:
+    """One spool. `path` defaults to $SPOOL, then to a search upward from here.
+
+    Raises NotASpool.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
+        self.root = config.find_root(os.fspath(path) if path is not None else None)
+        self.settings = config.load(self.root)
+        self._tree = Tree(self.root)
+
+    def __repr__(self) -> str:
+        return f"Spool({self.root!r})"
+
+    @classmethod
+    def create(cls, path: str | os.PathLike[str]) -> Spool:
+        """Make a spool at `path` (or complete one), after trying the file system; open it."""
+        from spool.queue import init
+
+        return cls(init.create(os.fspath(path)).root)
+
+    def submit(self, command: Command | None = None, **keys: Any) -> Task:
+        """Submit one task durably.
+
+        command is a list of words, or one line for sh; keys are those of the manifest (see
+        `spool schema`), such as cores_per_rank=4, time_limit="1h", workflow="scan".
+        Raises ManifestError, DiskFull.
+        """
+        return Task(self._tree, submit.submit(self._tree, _manifest(command, keys)))
+
+    def submit_many(self, items: Iterable[Mapping[str, Any] | Command]) -> Iterator[Task]:
+        """Submit tasks in durable batches of 10,000, yielding each once it is in the queue.
+
+        An item is a mapping of manifest keys, or a command alone. A wrong item raises
+        ManifestError; what came before it in its batch is not submitted.
+        """
+        shown: list[str] = []
+        with submit.Submitter(self._tree, shown.extend) as submitter:
+            for item in items:
+                keys = dict(item) if isinstance(item, Mapping) else {"command": _words(item)}
+                submitter.add(manifest.from_mapping(keys, "item"))
+                yield from self._handles(shown)
+            submitter.finish()
+        yield from self._handles(shown)
+
+    def _handles(self, shown: list[str]) -> Iterator[Task]:
+        ready = shown.copy()
+        shown.clear()
+        return (Task(self._tree, task_id) for task_id in ready)
+
+    def task(self, task_id: str) -> Task:
+        """The one task that an id, or the beginning of one, means. Raises NoSuchTask."""
+        return Task(self._tree, select.one(self._tree, task_id).id)
+
+    def tasks(
+        self,
+        *words: str,
+        state: str | Iterable[str] = (),
+        workflow: str = "",
+        name: str = "",
+        tags: Iterable[str] = (),
+        since: float | str = 0.0,
+    ) -> Iterator[Task]:
+        """The tasks a selection means, streamed; the same grammar as on the command line.
+
+        words are ids, beginnings or globs; since is a moment (epoch seconds, or text).
+        """
+        states = (state,) if isinstance(state, str) and state else tuple(state)
+        chosen = Selection(
+            words=words,
+            states=tuple(State(one) for one in states),
+            workflow=workflow,
+            name=name,
+            tags=tuple(tags),
+            since=_moment(since),
+        )
+        found = select.find(self._tree, chosen)
+        return (Task(self._tree, spot.id) for spot in found)
+
+    def wait(self, tasks: Iterable[Task | str], timeout: float | None = None) -> bool:
+        """Wait until all are finished, failed, cancelled or removed; False after `timeout` s.
+
+        Raises NoSuchTask: what was given is no id.
+        """
+        ids = [task if isinstance(task, str) else task.id for task in tasks]
+        if strangers := [one for one in ids if layout.parse_id(one) is None]:
+            raise NoSuchTask(f"{strangers[0]!r} is no task id; look it up with Spool.task")
+        return wait.wait(wait.Pending(self._tree, ids), timeout)
+
+    def cancel(self, task: Task | str, reason: str = "") -> State:
+        """Cancel one task; where it ended. Raises Refused where it is final already."""
+        return self._act(control.cancel, "cancel", task, reason)
+
+    def retry(self, task: Task | str, **changes: Any) -> State:
+        """Queue a final task anew, with manifest keys changed; where it lies then."""
+        return self._act(control.retry, "retry", task, changes=changes)
+
+    def _act(
+        self,
+        act: control.Act,
+        verb: str,
+        task: Task | str,
+        reason: str = "",
+        changes: dict[str, Any] | None = None,
+    ) -> State:
+        spot = select.one(self._tree, task if isinstance(task, str) else task.id)
+        words = {"reason": reason, "changes": changes or {}}
+        with control.verb(self._tree, self.settings, verb, **words) as by:
+            return control.once(act, by, spot).state
+
+
+def _words(command: Command) -> str | list[str]:
+    return command if isinstance(command, str) else list(command)
+
+
+def _manifest(command: Command | None, keys: dict[str, Any]) -> Manifest:
+    given = keys if command is None else {**keys, "command": _words(command)}
+    return manifest.from_mapping(given, "submit")
+
+
+def _moment(since: float | str) -> float:
+    import time
+
+    return units.moment(since, time.time()) if isinstance(since, str) else since

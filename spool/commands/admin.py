@@ -1,0 +1,154 @@
+"""admin - the spool itself: init, app, check, doctor, schema."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from spool.commands import shared
+from spool.errors import ManifestError, NoSuchTask
+from spool.queue import files, layout, manifest
+
+FOUND_EXIT = 6
+
+
+@click.command("init")
+@click.argument("folder", required=False)
+@click.pass_context
+def init_command(ctx: click.Context, folder: str | None) -> None:
+    """Make a spool in FOLDER (default: $SPOOL or here), after trying what its disk can do."""
+    from spool.queue import init
+
+    tree = init.create(folder or ctx.find_root().obj or ".")
+    click.echo(tree.root)
+    click.echo("Next: spool submit -- COMMAND, then: spool launcher", err=True)
+
+
+@click.command("app")
+@click.argument("name", required=False)
+@click.argument("command", nargs=-1)
+@click.option("--shell", help='A line for sh in place of a command; arguments come as "$@".')
+@click.option("--env", multiple=True, metavar="NAME=VALUE", help="Set in the task's environment.")
+@click.option("--description", default="", help="A line for people.")
+@click.option("--rm", "remove", is_flag=True, help="Remove the definition.")
+@shared.as_json
+@click.pass_context
+def app_command(
+    ctx: click.Context,
+    name: str | None,
+    command: tuple[str, ...],
+    shell: str | None,
+    env: tuple[str, ...],
+    description: str,
+    remove: bool,
+    as_json: bool,
+) -> None:
+    """Define an application that tasks name; without a command, show what is defined.
+
+    \b
+      spool app dock --env OMP_PLACES=cores -- /opt/dock/bin/dock --quiet
+      spool submit --app dock -- ligand7.mol2
+      spool app                         all of them
+      spool app dock --rm
+    """
+    tree, _ = shared.tree_of(ctx)
+    if name and not layout.is_name(name):
+        raise ManifestError(f"{name!r} is no name; allowed are letters, digits and . _ + -")
+    if name and remove:
+        if not files.unlink(tree.app(name)):
+            raise NoSuchTask(f"there is no app {name!r}. Run: spool app")
+    elif name and (command or shell):
+        app = {"command": shell or list(command), "environment": environment(env)}
+        _define(tree, name, {**app, "description": description})
+    else:
+        _show_apps(tree, name, as_json=as_json)
+
+
+def environment(pairs: tuple[str, ...]) -> dict[str, str]:
+    """NAME=VALUE words as a mapping."""
+    for pair in pairs:
+        if "=" not in pair[1:]:
+            raise click.BadParameter(f"{pair!r}: expected NAME=VALUE", param_hint="--env")
+    return dict(pair.split("=", 1) for pair in pairs)
+
+
+def _define(tree: layout.Tree, name: str, app: dict[str, Any]) -> None:
+    import msgspec
+
+    raw = msgspec.json.format(msgspec.json.encode(app), indent=1) + b"\n"
+    manifest.read_app(name, raw)
+    files.replace(tree.app(name), raw, sync=True)
+
+
+def _show_apps(tree: layout.Tree, name: str | None, *, as_json: bool) -> None:
+    found = [file[:-5] for file in files.names(tree.folder("apps")) if file.endswith(".json")]
+    chosen = [name] if name else sorted(filter(layout.is_name, found))
+    for one in chosen:
+        app = manifest.read_app(tree.app(one), files.read(tree.app(one)))
+        words = app.command if isinstance(app.command, str) else " ".join(app.command)
+        if as_json:
+            shared.print_json({"name": one, "command": app.command, "env": app.environment})
+        else:
+            click.echo(f"{one:<16} {words}" + (f"    # {app.description}" * bool(app.description)))
+
+
+@click.command("check")
+@click.option("--repair", is_flag=True, help="Mend what can be mended.")
+@click.option("--deep", is_flag=True, help="Open finished tasks too.")
+@shared.as_json
+@click.pass_context
+def check_command(ctx: click.Context, repair: bool, deep: bool, as_json: bool) -> None:
+    """Find, explain and (with --repair) mend what a crash or a hand left inconsistent.
+
+    Never touches the tasks of a live owner. Exit 6 if something is left to do.
+    """
+    from spool.queue import check
+
+    tree, settings = shared.tree_of(ctx)
+    findings = []
+    for finding in check.check(tree, settings, repair=repair, deep=deep):
+        findings.append(finding)
+        where, what, mend = map(shared.printable, finding[:3])
+        if as_json:
+            told = {"where": where, "what": what, "mend": mend, "repaired": finding.repaired}
+            shared.print_json(told)
+            continue
+        verb = "repaired" if finding.repaired else "to mend"
+        click.echo(f"{where}: {what} ({verb}: {mend})")
+    if findings and not check.repaired_all(findings):
+        if not repair and not as_json:
+            click.echo("Run: spool check --repair", err=True)
+        raise click.exceptions.Exit(FOUND_EXIT)
+    if not findings and not as_json:
+        click.echo("nothing is wrong")
+
+
+@click.command("doctor")
+@shared.as_json
+@click.pass_context
+def doctor_command(ctx: click.Context, /, as_json: bool) -> None:
+    """Is this file system fit for a spool, and how fast will it be? Exit 6 if something fails."""
+    from spool.queue import doctor
+
+    tree, _ = shared.tree_of(ctx)
+    bad = False
+    for finding in doctor.examine(tree):
+        bad = bad or finding.verdict == "fail"
+        if as_json:
+            told = {"check": finding.check, "verdict": finding.verdict, "says": finding.says}
+            shared.print_json(told)
+        else:
+            click.echo(f"{finding.verdict:<5} {finding.check:<22} {finding.says}")
+            sys.stdout.flush()
+    if bad:
+        raise click.exceptions.Exit(FOUND_EXIT)
+
+
+@click.command("schema")
+def schema_command() -> None:
+    """Print the JSON Schema of manifest.json."""
+    import json
+
+    click.echo(json.dumps(manifest.schema(), indent=2))

@@ -1,0 +1,315 @@
+"""seeing - commands that only look: ls, status, show, history, log, path, wait."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import Any
+
+import click
+
+from spool.commands import shared
+from spool.errors import NoSuchTask, SpoolError
+from spool.queue import files, history, layout, select, tasks
+from spool.queue.layout import FINAL, State, Tree
+from spool.queue.tasks import Spot, Task
+
+TAIL_BYTES, TAIL_LINES = 65536, 10
+FAILED_EXIT, TIMED_OUT_EXIT = 3, 5
+task_argument = click.argument("word", metavar="TASK", shell_complete=shared.complete_ids)
+
+
+@click.command("ls")
+@shared.selection_options
+@shared.as_json
+@click.pass_context
+def ls_command(ctx: click.Context, /, as_json: bool, **keys: Any) -> None:
+    """List tasks: state, group, id.
+
+    \b
+      spool ls                        everything
+      spool ls 'scan-*' --state FAILED
+      spool ls --workflow g2 --since 2h --json
+    """
+    from spool.report import tables
+
+    tree, _ = shared.tree_of(ctx)
+    chosen = shared.selection(keys)
+    found = False
+    for spot in select.find(tree, chosen):
+        found = True
+        if as_json:
+            path = shared.printable(spot.path(tree))
+            shared.print_json({**shared.shown(spot)._asdict(), "path": path})
+        else:
+            click.echo(tables.listing(shared.shown(spot)))
+    if chosen.words and not found:
+        raise NoSuchTask(f"no task matches {' '.join(chosen.words)!r}. Run: spool ls")
+
+
+@click.command("status")
+@shared.as_json
+@click.pass_context
+def status_command(ctx: click.Context, /, as_json: bool) -> None:
+    """Count tasks by state and group; show who runs them and what waits longest."""
+    from spool.queue import census
+    from spool.report import tables
+
+    tree, _ = shared.tree_of(ctx)
+    counted = census.take(tree)
+    if not as_json:
+        click.echo(tables.status(counted))
+        return
+    shared.print_json(
+        {
+            "root": tree.root,
+            "states": {state: counted.count(state) for state in State},
+            "groups": {state: dict(groups) for state, groups in counted.groups.items()},
+            "oldest_ready": counted.oldest_ready,
+            "launchers": counted.launchers,
+        }
+    )
+
+
+def read(tree: Tree, spot: Spot) -> tuple[Spot, Task]:
+    """A task's place and contents, following it while it moves. Raises NoSuchTask."""
+    for _ in range(20):
+        try:
+            return spot, tasks.load(spot.path(tree), spot.id)
+        except FileNotFoundError:
+            found = tasks.find(tree, spot.id)
+            if found is None:
+                break
+            spot = found
+    raise NoSuchTask(f"task {spot.id} is gone. Run: spool ls")
+
+
+@click.command("show")
+@task_argument
+@shared.as_json
+@click.pass_context
+def show_command(ctx: click.Context, word: str, as_json: bool) -> None:
+    """Show one task: what it asks for, what became of it and why, the end of its output."""
+    tree, _ = shared.tree_of(ctx)
+    spot = select.one(tree, word)
+    try:
+        spot, found = read(tree, spot)
+    except (SpoolError, OSError) as fault:
+        _show_damaged(tree, spot, fault, as_json=as_json)
+        return
+    if as_json:
+        _show_json(tree, spot, found)
+        return
+    from spool.report import tables
+
+    path = spot.path(tree)
+    tail = b"\n".join(_tail(f"{path}/{layout.OUTPUT}")).decode(errors="replace")
+    why = tables.why(found)
+    click.echo(tables.task(shared.shown(spot), found, shared.printable(path), why, tail))
+
+
+def _show_json(tree: Tree, spot: Spot, found: Task) -> None:
+    from spool.queue.manifest import as_mapping
+    from spool.report import tables
+
+    shared.print_json(
+        {
+            **shared.shown(spot)._asdict(),
+            "path": shared.printable(spot.path(tree)),
+            "why": tables.why(found),
+            "manifest": as_mapping(found.manifest),
+            "history": history.events(found.told),
+        }
+    )
+
+
+def _show_damaged(tree: Tree, spot: Spot, fault: Exception, *, as_json: bool) -> None:
+    """A task that cannot be read still says why: its reason, or what is wrong with it."""
+    path = spot.path(tree)
+    story = history.fold(files.read(f"{path}/{layout.HISTORY}"))
+    why = shared.printable(str((story.stopped or {}).get("reason") or fault))
+    path, spot = shared.printable(path), shared.shown(spot)
+    if as_json:
+        shared.print_json({**spot._asdict(), "path": path, "why": why})
+        return
+    for key, value in (("task", spot.id), ("state", f"{spot.state}/{spot.group}"), ("why", why)):
+        click.echo(f"{key:<9}  {value}")
+    click.echo(f"directory  {path}")
+
+
+def _tail(path: str, lines: int = TAIL_LINES) -> list[bytes]:
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            file.seek(max(0, size - TAIL_BYTES))
+            return file.read(TAIL_BYTES).splitlines()[-lines:] if lines else []
+    except OSError:
+        return []
+
+
+@click.command("history")
+@task_argument
+@shared.as_json
+@click.pass_context
+def history_command(ctx: click.Context, word: str, as_json: bool) -> None:
+    """Tell what happened to one task, oldest first."""
+    tree, _ = shared.tree_of(ctx)
+    spot = select.one(tree, word)
+    lines = _events(tree, spot)
+    if as_json:
+        for event in lines:
+            shared.print_json(event)
+        return
+    from spool.report import tables
+
+    click.echo(tables.events(lines))
+
+
+def _events(tree: Tree, spot: Spot) -> list[dict[str, Any]]:
+    """The events of a task; its submission, which its manifest tells, stands first."""
+    try:
+        _, found = read(tree, spot)
+    except SpoolError:
+        return history.events(files.read(f"{spot.path(tree)}/{layout.HISTORY}") or b"")
+    first = []
+    if submitted := found.manifest.submitted:
+        told = {"time": submitted.time, "what": "submitted", "by": submitted.by}
+        first.append({**told, "host": submitted.host})
+    return first + history.events(found.told)
+
+
+@click.command("log")
+@task_argument
+@click.option("-f", "--follow", is_flag=True, help="Go on until the task has ended.")
+@click.option("-n", "--lines", type=click.IntRange(0), help="Only the last N lines.")
+@click.option("--errors", is_flag=True, help="Standard error, where it is kept apart.")
+@click.pass_context
+def log_command(
+    ctx: click.Context, word: str, follow: bool, lines: int | None, errors: bool
+) -> None:
+    """Print what a task wrote.
+
+    \b
+      spool log hi-1            all of it
+      spool log -f hi-1         as it comes
+    """
+    tree, _ = shared.tree_of(ctx)
+    spot = select.one(tree, word)
+    name = layout.ERRORS if errors else layout.OUTPUT
+    if lines is not None and not follow:
+        for line in _tail(f"{spot.path(tree)}/{name}", lines):
+            click.echo(line)
+        return
+    if not _print_log(tree, spot, name, follow=follow):
+        click.echo(f"task {spot.id} has written no {name} yet", err=True)
+
+
+def _print_log(tree: Tree, spot: Spot, name: str, *, follow: bool) -> bool:
+    """Copy a log to standard output; the open file stays valid while the task moves."""
+    while True:
+        try:
+            with open(f"{spot.path(tree)}/{name}", "rb") as file:
+                _copy(tree, spot, file, follow=follow)
+            return True
+        except FileNotFoundError:
+            found = tasks.find(tree, spot.id)
+            if found == spot and (not follow or spot.state in FINAL):
+                return False
+            if found is None:
+                return False
+            spot = found
+            time.sleep(0.1 if follow else 0)
+
+
+def _copy(tree: Tree, spot: Spot, file: Any, *, follow: bool) -> None:
+    while True:
+        while part := file.read(1 << 16):
+            sys.stdout.buffer.write(part)
+        sys.stdout.buffer.flush()
+        if not follow:
+            return
+        now_at = tasks.find(tree, spot.id)
+        if now_at is None or now_at.state in FINAL:
+            sys.stdout.buffer.write(file.read())
+            sys.stdout.buffer.flush()
+            return
+        time.sleep(0.2)
+
+
+@click.command("path")
+@shared.selection_options
+@click.option("--file", default="", metavar="NAME", help="A file in each directory, in its place.")
+@shared.as_json
+@click.pass_context
+def path_command(ctx: click.Context, /, file: str, as_json: bool, **keys: Any) -> None:
+    """Print the directories of tasks, or one file in each.
+
+    \b
+      cd "$(spool path hi-1)"
+      cat $(spool path --state FINISHED --workflow g2 --file energy.json)
+    """
+    tree, _ = shared.tree_of(ctx)
+    chosen = shared.selection(keys)
+    found = False
+    for spot in select.find(tree, chosen):
+        found = True
+        path = f"{spot.path(tree)}/{file}" if file else spot.path(tree)
+        if as_json:
+            shared.print_json({"id": shared.printable(spot.id), "path": shared.printable(path)})
+        else:
+            click.echo(os.fsencode(path))
+    if not found:
+        raise NoSuchTask(f"no task matches {' '.join(chosen.words)!r}. Run: spool ls")
+
+
+@click.command("wait")
+@shared.selection_options
+@click.option("--timeout", type=shared.Duration(), help="Give up after so long (exit 5).")
+@shared.as_json
+@click.pass_context
+def wait_command(ctx: click.Context, /, timeout: str | None, as_json: bool, **keys: Any) -> None:
+    """Wait until tasks have ended: exit 0 if all finished, 3 if one failed or was cancelled.
+
+    \b
+      spool wait "$id"
+      spool wait --workflow g2 --timeout 2h
+    """
+    from spool import units
+    from spool.queue import wait
+
+    tree, _ = shared.tree_of(ctx)
+    ids = [spot.id for spot in select.find(tree, shared.selection(keys))]
+    ids = [task_id.removesuffix(layout.ARRIVING) for task_id in ids]
+    if not ids:
+        raise NoSuchTask("no task matches. Run: spool ls")
+    named = [task_id for task_id in ids if layout.parse_id(task_id)]
+    if not named:
+        name = shared.printable(ids[0])
+        raise NoSuchTask(f"{name} in CREATED has no id to wait for before a launcher admits it")
+    pending = wait.Pending(tree, named)
+    limit = units.duration(timeout) if timeout is not None else None
+    in_time = wait.wait(pending, limit, _show_pending if shared.is_terminal() else None)
+    if shared.is_terminal():
+        click.echo(err=True)
+    _tell_ends(pending, as_json=as_json)
+    if not in_time:
+        raise click.exceptions.Exit(TIMED_OUT_EXIT)
+    if pending.ends[State.FAILED] or pending.ends[State.CANCELLED]:
+        raise click.exceptions.Exit(FAILED_EXIT)
+
+
+def _show_pending(pending: Any) -> None:
+    sys.stderr.write(f"\rwaiting for {len(pending):,} tasks   ")
+    sys.stderr.flush()
+
+
+def _tell_ends(pending: Any, *, as_json: bool) -> None:
+    told = {str(state): pending.ends[state] for state in FINAL}
+    if as_json:
+        shared.print_json({**told, "pending": len(pending)})
+        return
+    words = [f"{count:,} {state.lower()}" for state, count in told.items() if count]
+    if len(pending):
+        words.append(f"{len(pending):,} still not ended")
+    click.echo(", ".join(words))

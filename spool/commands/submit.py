@@ -1,0 +1,248 @@
+"""submit - send tasks: one, one from a script, or very many."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import click
+
+from spool import units
+from spool.commands import shared
+from spool.errors import ManifestError, SpoolError
+from spool.queue import files, layout, manifest, submit
+from spool.queue.layout import Tree
+from spool.queue.manifest import Manifest
+from spool.queue.submit import Fill
+
+NOT_YET = {"after": "dependencies (--after)", "array": "arrays (--array); use --each"}
+
+
+@click.command("submit", context_settings={"allow_interspersed_args": False})
+@click.argument("command", metavar="[--] [COMMAND]...", nargs=-1, type=click.UNPROCESSED)
+@click.option("--shell", help="A line for sh, in place of COMMAND.")
+@click.option("--app", help="An application defined with `spool app`; COMMAND is its arguments.")
+@click.option("--name", help="Name of the task; {} stands for the value of --each.")
+@click.option("--workflow", help="The workflow it belongs to.")
+@click.option("--tag", "tags", multiple=True, help="A tag; may be given again.")
+@click.option("--description", help="A line for people.")
+@click.option(
+    "--from", "source", metavar="FILE", help="Many tasks: JSONL, CSV or lines; - is stdin."
+)
+@click.option("--format", "form", type=click.Choice(["jsonl", "csv", "lines"]), help="Of --from.")
+@click.option("--each", metavar="1-500", help="One task for each number; {} in COMMAND.")
+@click.option("--each-line", metavar="FILE", help="One task for each line; {} in COMMAND.")
+@click.option("--all-or-nothing", is_flag=True, help="Submit nothing if a line is rejected.")
+@click.option("--dir", "folder", metavar="DIR", help="Copy DIR's contents into the task.")
+@click.option("--move", is_flag=True, help="Move them, with --dir.")
+@click.option("--env", multiple=True, metavar="NAME=VALUE", help="Set in its environment.")
+@click.option("--priority", type=int, help="Higher runs first; -999 to 999.")
+@click.option("--nodes", type=int, help="Nodes it needs.")
+@click.option("--ranks-per-node", type=int, help="MPI ranks on each node.")
+@click.option("--cores", "cores_per_rank", type=int, help="Cores it needs (each rank).")
+@click.option("--gpus", type=int, help="GPUs it needs (each node).")
+@click.option("--memory", type=shared.Memory(), help="Memory it needs, such as 8G.")
+@click.option("--requires", multiple=True, help="A feature its node must have.")
+@click.option("--time-estimate", type=shared.Duration(), help="How long it is thought to run.")
+@click.option("--time-limit", type=shared.Duration(), help="Stop it after so long.")
+@click.option("--begin", type=shared.Moment(), help="Not before: now+10m, 2026-11-22T20:30.")
+@click.option("--hold", is_flag=True, help="Keep it back until `spool release`.")
+@click.option("--signal", metavar="SIG[@GRACE]", help="How to stop it; TERM@10s.")
+@click.option("--max-attempts", type=int, help="Tries before it counts as failed; 1.")
+@click.option("--max-lost", type=int, help="Launcher deaths before it counts as failed; 5.")
+@click.option("--backoff", type=shared.Duration(), help="Wait before the second try, then double.")
+@click.option("--output", type=click.Choice(["together", "apart", "none"]), help="stdout, stderr.")
+@click.option("--fresh", is_flag=True, help="Move an earlier attempt's files aside first.")
+@click.option("--after", multiple=True, hidden=True)
+@click.option("--array", hidden=True)
+@shared.as_json
+@click.pass_context
+def submit_command(ctx: click.Context, /, **keys: Any) -> None:
+    """Send tasks; the id of each is printed alone on standard output, once it is safe on disk.
+
+    \b
+      spool submit -- ./simulate --seed 7
+      spool submit --cores 8 --time-limit 2h --memory 16G -- ./solve mesh.h5
+      spool submit --each 1-500 -- ./simulate --seed {}
+      spool submit --each-line files.txt --name fit-{} -- ./fit /data/{}.h5
+      spool submit --from runs.csv -- ./simulate --t {temperature}
+      spool submit --from tasks.jsonl
+      spool submit run.sh 7            a script with lines: #SPOOL --cores 4
+      spool submit --dir inputs/ -- ./solve mesh.h5
+    """
+    keys = _with_directives(ctx, keys)
+    for key, what in NOT_YET.items():
+        if keys.pop(key):
+            raise click.UsageError(f"{what} are not supported yet by this version")
+    tree, _ = shared.tree_of(ctx)
+    bulk = {key: keys.pop(key) for key in ("source", "form", "each", "each_line")}
+    move = keys["move"]
+    fill = _filler(keys)
+    as_json, whole = keys.pop("as_json"), keys.pop("all_or_nothing")
+    template = _template(keys)
+    if any(bulk.values()):
+        if move:
+            raise click.UsageError("--move gives a directory to one task; for many, leave it out")
+        _submit_many(tree, bulk, template, fill, as_json=as_json, whole=whole)
+        return
+    wanted = manifest.from_mapping(template, "submit")
+    _app_exists(tree, wanted)
+    _print_ids([submit.submit(tree, wanted, fill)], as_json=as_json)
+
+
+def _template(keys: dict[str, Any]) -> dict[str, Any]:
+    """What the options say, as manifest keys."""
+    made = {key: v for key, v in keys.items() if v is not False and v not in (None, (), "")}
+    command = list(made.pop("command", ()))
+    if "shell" in made:
+        if command:
+            raise click.UsageError("--shell and COMMAND exclude each other")
+        made["command"] = made.pop("shell")
+    elif command:
+        made["args" if "app" in made else "command"] = command
+    if "env" in made:
+        from spool.commands.admin import environment
+
+        made["environment"] = environment(made.pop("env"))
+    if "begin" in made:
+        made["begin"] = units.stamp(made["begin"])
+    if "@" in made.get("signal", ""):
+        made["signal"], _, made["grace"] = made["signal"].partition("@")
+    return {key: list(v) if isinstance(v, tuple) else v for key, v in made.items()}
+
+
+def _app_exists(tree: Tree, wanted: Manifest) -> None:
+    if wanted.app and not files.exists(tree.app(wanted.app)):
+        raise ManifestError(f"there is no app {wanted.app!r}. Run: spool app")
+
+
+def _print_ids(ids: list[str], *, as_json: bool) -> None:
+    if as_json:
+        for task_id in ids:
+            shared.print_json({"id": task_id})
+    else:
+        sys.stdout.write("\n".join(ids) + "\n")
+    sys.stdout.flush()
+
+
+# -- scripts and folders -------------------------------------------------------------------------
+
+
+def _with_directives(ctx: click.Context, keys: dict[str, Any]) -> dict[str, Any]:
+    """If COMMAND is a script with #SPOOL lines, take its options where none was given."""
+    command = keys["command"]
+    if not command or keys["shell"] or keys["app"] or not os.path.isfile(command[0]):
+        return keys
+    from spool.sources import directives
+
+    words = directives(command[0])
+    keys["script"] = command[0] if words else None
+    if not words:
+        return keys
+    inner = submit_command.make_context("submit", [*words, "--", command[0]], parent=ctx.parent)
+    if inner.params["command"] != (command[0],):
+        wrong = inner.params["command"][0]
+        raise ManifestError(f"{command[0]}: #SPOOL lines hold options only, got {wrong!r}")
+    for key, value in inner.params.items():
+        if key != "command" and ctx.get_parameter_source(key) is not _TYPED:
+            keys[key] = value
+    return keys
+
+
+_TYPED = click.core.ParameterSource.COMMANDLINE
+
+
+def _filler(keys: dict[str, Any]) -> Fill | None:
+    """What goes into the task's directory beside the manifest."""
+    script, folder, move = keys.pop("script", None), keys.pop("folder"), keys.pop("move")
+    if script:
+        name = layout.as_name(os.path.basename(script))
+        keys["command"] = _script_words(script, name) + keys["command"][1:]
+        keys["name"] = keys["name"] or name
+        return submit.file_filler(os.path.abspath(script), name)
+    if not folder:
+        if move:
+            raise click.UsageError("--move goes with --dir")
+        return None
+    if not os.path.isdir(folder):
+        raise SpoolError(f"{folder}: is no directory; --dir takes one")
+    return submit.folder_filler(os.path.abspath(folder), move=move)
+
+
+def _script_words(script: str, name: str) -> tuple[str, ...]:
+    with open(script, "rb") as file:
+        runs_itself = file.read(2) == b"#!" and os.stat(script).st_mode & stat.S_IXUSR
+    return (f"./{name}",) if runs_itself else ("/bin/sh", f"./{name}")
+
+
+# -- many ----------------------------------------------------------------------------------------
+
+
+def _submit_many(
+    tree: Tree,
+    bulk: dict[str, Any],
+    template: dict[str, Any],
+    fill: Fill | None,
+    *,
+    as_json: bool,
+    whole: bool,
+) -> None:
+    from spool.sources import Rejected
+
+    def shown(ids: list[str]) -> None:
+        _print_ids(ids, as_json=as_json)
+
+    rejected = 0
+    apps: set[str] = set()
+    with submit.Submitter(tree, shown, hold_back=whole) as submitter:
+        for item in _progress(*_items(bulk, template)):
+            if isinstance(item, Rejected):
+                rejected += 1
+                click.echo(f"{item.where}: {item.reason}", err=True)
+                continue
+            if item.app and item.app not in apps:
+                _app_exists(tree, item)
+                apps.add(item.app)
+            submitter.add(item, fill)
+        if not (whole and rejected):
+            submitter.finish()
+    count = 0 if whole and rejected else submitter.count
+    click.echo(
+        f"submitted {count:,} tasks" + (f", rejected {rejected:,}" * bool(rejected)), err=True
+    )
+    if rejected:
+        raise click.exceptions.Exit(SpoolError.exit_code)
+
+
+def _items(bulk: dict[str, Any], template: dict[str, Any]) -> tuple[Iterator[Any], Any, int]:
+    """The items, how far they are (a function, or None to count them), and how far they go."""
+    from spool import sources
+
+    given = [key for key in ("source", "each", "each_line") if bulk[key]]
+    if len(given) > 1:
+        raise click.UsageError("--from, --each and --each-line exclude each other")
+    if bulk["each"]:
+        items = sources.from_each(bulk["each"], template)
+        return items, None, sources.count_each(bulk["each"])
+    form = "lines" if bulk["each_line"] else bulk["form"]
+    found = sources.open_source(bulk["each_line"] or bulk["source"], form, template)
+    return found.items, found.position, found.size
+
+
+def _progress(items: Iterator[Any], position: Any, length: int) -> Iterator[Any]:
+    """Pass items on, with a progress bar on a terminal."""
+    if not shared.is_terminal() or not length:
+        yield from items
+        return
+    with click.progressbar(length=length, label="submitting", file=sys.stderr) as bar:
+        at = 0
+        for count, item in enumerate(items, 1):
+            yield item
+            if count % 1000 == 0:
+                now_at = position() if position else count
+                bar.update(now_at - at)
+                at = now_at
+        bar.update(length - at)

@@ -1,0 +1,231 @@
+"""verbs - a person's verbs on tasks: cancel, hold, release, retry, modify, rm."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import click
+
+from spool.commands import shared
+from spool.errors import NoSuchTask, SpoolError
+from spool.queue import control, select
+from spool.queue.control import Act, Outcome
+from spool.queue.layout import State
+from spool.queue.select import Selection
+from spool.queue.tasks import Spot
+
+reason_option = click.option("--reason", default="", help="Why; kept in the task's history.")
+all_option = click.option("--all", "everything", is_flag=True, help="Mean every task.")
+change_options = (
+    click.option("--priority", type=int, help="Higher runs first; -999 to 999."),
+    click.option("--time-limit", type=shared.Duration(), help="Stop it after so long."),
+    click.option("--time-estimate", type=shared.Duration(), help="How long it is thought to run."),
+    click.option("--memory", type=shared.Memory(), help="Memory it needs, such as 8G."),
+    click.option("--cores", "cores_per_rank", type=int, help="Cores it needs."),
+    click.option("--gpus", type=int, help="GPUs it needs."),
+    click.option("--nodes", type=int, help="Nodes it needs."),
+    click.option("--requires", multiple=True, help="A feature its node must have."),
+    click.option("--max-attempts", type=int, help="Tries before it counts as failed."),
+    click.option("--max-lost", type=int, help="Launcher deaths before it counts as failed."),
+    click.option("--backoff", type=shared.Duration(), help="Wait before the second try."),
+    click.option("--begin", type=shared.Moment(), help="Not before this moment."),
+    click.option("--signal", help="Signal to stop it with."),
+)
+
+
+def changeable(command: Any) -> Any:
+    """The options that change a manifest's keys."""
+    for option in reversed(change_options):
+        command = option(command)
+    return command
+
+
+def changes_in(keys: dict[str, Any]) -> dict[str, Any]:
+    """What was changed, as manifest keys."""
+    from spool import units
+
+    given = {key: value for key, value in keys.items() if value not in (None, ())}
+    if "begin" in given:
+        given["begin"] = units.stamp(given["begin"])
+    return {key: list(v) if isinstance(v, tuple) else v for key, v in given.items()}
+
+
+def act_on(
+    ctx: click.Context,
+    act: Act,
+    chosen: Selection,
+    states: tuple[State, ...],
+    *,
+    everything: bool,
+    as_json: bool,
+    **words: Any,
+) -> None:
+    """Do a verb to what is chosen; say what became of each; exit 1 if one was refused."""
+    verb = ctx.info_name or ""
+    if chosen.everything and not everything:
+        raise click.UsageError(f"say which tasks (ids, --state, --workflow, ...), or {verb} --all")
+    tree, settings = shared.tree_of(ctx)
+    named = bool(chosen.words) and not any(mark in word for word in chosen.words for mark in "*?[")
+    found = select.find(tree, chosen)
+    spots = _spots(found, states, named=named or bool(chosen.states))
+    met: set[str] = set()
+    with control.verb(tree, settings, verb, **words) as by:
+        outcomes = shared.counted(_noted(control.each(act, by, _once(spots, met)), met), "tasks")
+        _report(outcomes, verb, as_json=as_json)
+
+
+def _spots(found: Iterable[Spot], states: tuple[State, ...], *, named: bool) -> Iterable[Spot]:
+    """What was named is tried, and refused with a reason; a wide choice means what can be."""
+    return found if named else (spot for spot in found if spot.state in states)
+
+
+def _once(found: Iterable[Spot], met: set[str]) -> Iterator[Spot]:
+    """Each task once: what a verb has moved on may be met again where it lies now."""
+    for spot in found:
+        if spot.id not in met:
+            met.add(spot.id)
+            yield spot
+
+
+def _noted(outcomes: Iterable[Outcome], met: set[str]) -> Iterator[Outcome]:
+    """Note the id under which each lies now: an arrival gets one when it is cancelled."""
+    for outcome in outcomes:
+        if outcome.spot:
+            met.add(outcome.spot.id)
+        yield outcome
+
+
+def _report(outcomes: Iterable[Outcome], verb: str, *, as_json: bool) -> None:
+    done = refused = 0
+    for outcome in outcomes:
+        done, refused = done + (outcome.spot is not None), refused + (outcome.spot is None)
+        there = outcome.spot if verb != "rm" else None
+        place = f"{there.state}/{there.group}" if there else ""
+        if as_json:
+            task_id, refused_why = map(shared.printable, (outcome.id, outcome.refused))
+            shared.print_json({"id": task_id, "now": place, "refused": refused_why})
+        elif outcome.spot and verb != "rm":
+            click.echo(f"{place}/{outcome.spot.id}")
+        elif outcome.refused:
+            click.echo(f"Error: {shared.printable(outcome.refused)}", err=True)
+    if not done and not refused:
+        raise NoSuchTask(f"no task to {verb} matches. Run: spool ls")
+    if not as_json and sys.stderr.isatty():
+        click.echo(f"{verb}: {done:,} done, {refused:,} refused", err=True)
+    if refused:
+        raise click.exceptions.Exit(SpoolError.exit_code)
+
+
+@click.command("cancel")
+@shared.selection_options
+@reason_option
+@all_option
+@click.option("--timeout", type=shared.Duration(), default="30s", help="Wait so long for owners.")
+@shared.as_json
+@click.pass_context
+def cancel_command(ctx: click.Context, /, **keys: Any) -> None:
+    """Take tasks out of the queue, or stop them where they run.
+
+    \b
+      spool cancel hi-1.26112215-00-k3f9x2q7bd
+      spool cancel 'scan-*' --reason "wrong beam"
+      spool cancel --workflow old --state READY
+    """
+    from spool import units
+
+    chosen = shared.selection(keys)
+    wait_s = units.duration(keys.pop("timeout"))
+    states = (*control.TAKES["cancel"], State.RUNNING)
+    act_on(ctx, control.cancel, chosen, states, wait_s=wait_s, **keys)
+
+
+@click.command("hold")
+@shared.selection_options
+@reason_option
+@all_option
+@shared.as_json
+@click.pass_context
+def hold_command(ctx: click.Context, /, **keys: Any) -> None:
+    """Keep queued tasks back until they are released.
+
+    \b
+      spool hold --workflow scan
+    """
+    chosen = shared.selection(keys)
+    act_on(ctx, control.hold, chosen, control.TAKES["hold"], **keys)
+
+
+@click.command("release")
+@shared.selection_options
+@reason_option
+@all_option
+@shared.as_json
+@click.pass_context
+def release_command(ctx: click.Context, /, **keys: Any) -> None:
+    """Let held tasks go on; a task that waits for a moment goes on at once.
+
+    \b
+      spool release --workflow scan
+    """
+    chosen = shared.selection(keys)
+    act_on(ctx, control.release, chosen, control.TAKES["release"], **keys)
+
+
+@click.command("retry")
+@shared.selection_options
+@changeable
+@reason_option
+@all_option
+@shared.as_json
+@click.pass_context
+def retry_command(ctx: click.Context, /, **keys: Any) -> None:
+    """Queue finished, failed or cancelled tasks again; they find their earlier files.
+
+    \b
+      spool retry --state FAILED
+      spool retry g2-C6H6 --time-limit 10m
+    """
+    chosen = shared.selection(keys)
+    plain = {key: keys.pop(key) for key in ("everything", "as_json", "reason")}
+    act_on(ctx, control.retry, chosen, control.TAKES["retry"], changes=changes_in(keys), **plain)
+
+
+@click.command("modify")
+@shared.selection_options
+@changeable
+@reason_option
+@all_option
+@shared.as_json
+@click.pass_context
+def modify_command(ctx: click.Context, /, **keys: Any) -> None:
+    """Change what tasks ask for; a running task's time limit changes at once.
+
+    \b
+      spool modify --workflow scan --priority 5
+      spool modify hi-1 --time-limit 2h
+    """
+    chosen = shared.selection(keys)
+    plain = {key: keys.pop(key) for key in ("everything", "as_json", "reason")}
+    changes = changes_in(keys)
+    if not changes:
+        raise click.UsageError("say what to change, such as --priority 5 or --time-limit 2h")
+    states = (State.WAITING, State.READY, State.RUNNING)
+    act_on(ctx, control.modify, chosen, states, changes=changes, **plain)
+
+
+@click.command("rm")
+@shared.selection_options
+@all_option
+@shared.as_json
+@click.pass_context
+def rm_command(ctx: click.Context, /, **keys: Any) -> None:
+    """Delete finished, failed or cancelled tasks with all their files.
+
+    \b
+      spool rm --state CANCELLED
+      spool rm --state FINISHED --workflow test
+    """
+    chosen = shared.selection(keys)
+    act_on(ctx, control.remove, chosen, control.TAKES["rm"], **keys)

@@ -1,0 +1,1 @@
+"""launcher - takes tasks and runs them: nodes (pure), run (one task), guard, loop."""

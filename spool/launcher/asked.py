@@ -1,0 +1,62 @@
+"""asked - what people ask of a launcher through its inbox: cancel and change.
+
+Owns   reading a request; a change written into a task we hold; settling one that never started.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from spool import units
+from spool.errors import ManifestError
+from spool.queue import claim, files, manifest, takeover
+from spool.queue.owner import Owner
+from spool.queue.tasks import Task
+
+
+def requests(owner: Owner) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Each request in the inbox: verb, id and what it says; it is removed once dealt with."""
+    for name in owner.requests():
+        verb, _, task_id = name.partition(".")
+        if verb in ("cancel", "change") and task_id:
+            yield verb, task_id, read(owner, verb, task_id)
+        files.unlink(owner.tree.request(owner.name, verb, task_id))
+
+
+def read(owner: Owner, verb: str, task_id: str) -> dict[str, Any]:
+    """What a request says, {} if it is gone or malformed: the verb alone is enough to cancel."""
+    raw = files.read(owner.tree.request(owner.name, verb, task_id), 1 << 20)
+    try:
+        said = msgspec.json.decode(raw or b"{}")
+    except msgspec.MsgspecError:
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
+def change(owner: Owner, task: Task, said: dict[str, Any]) -> None:
+    """Lay changed keys over a task's manifest. Raises ManifestError, FileNotFoundError."""
+    changes = said.get("set")
+    if not isinstance(changes, dict):
+        raise ManifestError(f"{task.id}: the request names no keys to change")
+    wanted = manifest.changed(task.manifest, changes, task.id)
+    event = {**said, "time": units.now_stamp(), "what": "change"}
+    claim.write_line(owner, task, event, sync=True)
+    task.manifest = wanted
+
+
+def settle_claimed(owner: Owner, verb: str, task: Task, said: dict[str, Any]) -> str:
+    """A claimed task that has not started goes where it then belongs; why not, if it cannot."""
+    try:
+        if verb == "change":
+            change(owner, task, said)
+        else:
+            event = {**said, "time": units.now_stamp(), "what": "cancelled"}
+            claim.write_line(owner, task, event, sync=True)
+    except (ManifestError, FileNotFoundError) as fault:
+        return str(fault)
+    finally:
+        takeover.settle(owner, task)
+    return ""

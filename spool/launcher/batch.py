@@ -1,0 +1,136 @@
+"""batch - ended tasks on their way out: synced together, moved, their folders synced.
+
+Owns   the order durable results -> moves -> durable folders; the one thread that waits for disks.
+Never  moves a task whose exit line is not durable yet.
+Fails  DiskFull, OSError from a sync: what was to be moved is gathered again.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections import deque
+from queue import SimpleQueue
+
+from spool.errors import SpoolError
+from spool.queue import claim, files
+from spool.queue.owner import Owner
+from spool.queue.place import Place
+
+EVERY_S = 1.0
+SLOW_S = 10.0
+WAKE = signal.SIGUSR2
+Ended = tuple[str, Place]
+
+
+class Batch:
+    """Gathers ended tasks. `add` each, `step` often, `drain` at the end.
+
+    A thread makes what was gathered durable; then the caller's own steps move it, a few tasks at
+    a time, so that slots are never left waiting for a disk. The folders moved into are synced
+    with the next batch, or when nothing more is gathered.
+    """
+
+    def __init__(self, owner: Owner, mode: str) -> None:
+        self.owner = owner
+        self.mode = mode
+        self.gathered: list[Ended] = []
+        self.since = 0.0
+        self.moving: deque[Ended] = deque()
+        self.places: set[Place] = set()
+        self.stuck: list[tuple[str, str]] = []
+        self.syncing = False
+        self._orders: SimpleQueue[tuple[list[Ended], set[Place]] | None] = SimpleQueue()
+        self._answers: SimpleQueue[Exception | None] = SimpleQueue()
+        self._order: tuple[list[Ended], set[Place]] = ([], set())
+        self._main = threading.get_ident()
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def add(self, task_id: str, place: Place) -> None:
+        """A task whose exit line is written and whose place is known."""
+        if not self.gathered:
+            self.since = time.monotonic()
+        self.gathered.append((task_id, place))
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is gathered, moving or being synced."""
+        return not (self.gathered or self.moving or self.places or self.syncing)
+
+    def step(self, count: int, *, now: bool) -> int:
+        """Move up to `count` synced tasks; `now` begins a sync without waiting for more."""
+        if self.syncing and not self._answers.empty():
+            self._take_answer()
+        done = 0
+        while self.moving and done < count:
+            task_id, place = self.moving.popleft()
+            done += 1
+            try:
+                claim.hand_on(self.owner, task_id, place)
+            except PermissionError as fault:
+                self.stuck.append((task_id, str(fault)))
+            except (OSError, SpoolError):
+                self.moving.appendleft((task_id, place))
+                raise
+            else:
+                self.places.add(Place(place.state, place.group))
+        if not self.syncing and not self.moving:
+            self._next_order(now)
+        return done
+
+    def _next_order(self, now: bool) -> None:
+        ripe = self.gathered and (now or time.monotonic() - self.since >= EVERY_S)
+        if not ripe and (self.gathered or not self.places):
+            return
+        self._order = (self.gathered if ripe else [], self.places)
+        self.gathered, self.places = [], set()
+        self.syncing = True
+        self._orders.put(self._order)
+
+    def _take_answer(self) -> None:
+        fault = self._answers.get()
+        ended, places = self._order
+        self.syncing = False
+        if fault is None:
+            self.moving.extend(ended)
+            return
+        self.gathered = ended + self.gathered
+        self.places |= places
+        raise fault
+
+    def _serve(self) -> None:
+        """The thread: make an order's results durable, and the folders of the last moves."""
+        while (order := self._orders.get()) is not None:
+            ended, places = order
+            fault: Exception | None = None
+            try:
+                if ended:
+                    self._sync_results([task_id for task_id, _ in ended])
+                claim.sync_places(self.owner.tree, places)
+            except Exception as found:  # raised by the loop's thread, which must not wait in vain
+                fault = found
+            self._answers.put(fault)
+            signal.pthread_kill(self._main, WAKE)
+
+    def _sync_results(self, ids: list[str]) -> None:
+        if self.mode == "none":
+            return
+        if self.mode == "files":
+            for task_id in ids:
+                files.sync_below(self.owner.claim_path(task_id))
+            return
+        begun = time.monotonic()
+        files.sync_all(self.owner.claims)
+        if self.mode == "auto" and time.monotonic() - begun > SLOW_S:
+            self.mode = "files"  # others write much here: flush our own files only
+
+    def drain(self) -> None:
+        """Bring everything home, waiting as long as it takes; then the thread ends."""
+        while not self.empty:
+            self.step(1000, now=True)
+            if self.syncing:
+                signal.sigtimedwait({WAKE}, 1.0)
+        self._orders.put(None)
+        self._thread.join()

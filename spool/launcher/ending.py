@@ -1,0 +1,110 @@
+"""ending - how a running task's end is written down, whatever its program did to its directory.
+
+Owns   the lines between a program's exit and the move that follows; rebuilding a vanished task.
+Fails  LeaseLost; DiskFull: nothing was decided, try again.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from typing import Any
+
+from spool import units
+from spool.launcher.run import Running
+from spool.queue import claim, files, history, layout
+from spool.queue.owner import Owner
+from spool.queue.place import Place
+from spool.queue.tasks import Task
+
+REPLACED = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO)
+"""What opening a history answers that its program removed, or put something else in its place."""
+
+
+def record(owner: Owner, running: Running) -> Place:
+    """Write how an attempt ended (`running.end`) and what follows; where the task belongs now."""
+    assert running.end is not None
+    task = running.task
+    events = [running.end]
+    if running.stopping == "cancelled":
+        events.append({"time": units.now_stamp(), "what": "cancelled", "by": owner.name})
+    for event in events:
+        history.tell(task.story, event)  # told again after a full disk, it changes nothing more
+    place = claim.place_of(task, time.time())
+    if place.line:
+        events.append({"time": units.now_stamp(), **place.line})
+    written = _write(owner, running, events)
+    if written:
+        return place
+    return _rebuilt(owner, running, events)
+
+
+def _write(owner: Owner, running: Running, events: list[dict[str, Any]]) -> bool:
+    """Append the lines; False if the program destroyed its manifest, its history or all of it."""
+    task, path = running.task, running.task.path
+    lines = b"".join(history.encode(event) for event in events)
+    try:
+        claim.append(owner, f"{path}/{layout.HISTORY}", lines, heal=False, create=False)
+    except PermissionError:  # the program took our right to write; what was told before is known
+        files.replace(f"{path}/{layout.HISTORY}", task.told + running.last_line + lines)
+    except OSError as fault:
+        if fault.errno not in REPLACED:
+            raise
+        return False
+    return files.is_plain(f"{path}/{layout.MANIFEST}")
+
+
+def _rebuilt(owner: Owner, running: Running, events: list[dict[str, Any]]) -> Place:
+    """Write manifest and history again, from memory, and file the task under FAILED/vanished."""
+    task = running.task
+    reason = "its program removed or replaced the task's directory, its manifest or its history"
+    vanished = {"time": units.now_stamp(), "what": "vanished", "reason": reason}
+    lines = [task.told, running.last_line, *map(history.encode, [*events, vanished])]
+    _make_folder_again(task.path)
+    for name, content in ((layout.MANIFEST, task.raw), (layout.HISTORY, b"".join(lines))):
+        _set_aside(f"{task.path}/{name}")
+        files.replace(f"{task.path}/{name}", content)
+    history.tell(task.story, vanished)
+    return claim.place_of(task, time.time())
+
+
+def _make_folder_again(path: str) -> None:
+    """See to it that the task is a directory; what the program left in its place goes into it."""
+    odd = files.exists(path) and not files.is_folder(path)
+    found = files.move_aside(path) if odd else ""
+    files.make_folder(path)
+    files.open_up(path)
+    if found:
+        files.rename_file(found, f"{path}/found")
+
+
+def _set_aside(path: str) -> None:
+    if files.exists(path) and not files.is_plain(path):
+        files.move_aside(path)
+
+
+def journal_line(running: Running, place: Place, owner: str) -> dict[str, Any]:
+    """What the journal keeps of an end: enough for throughput, use and waiting times."""
+    assert running.end is not None
+    task, shape = running.task, running.shape
+    submitted = task.manifest.submitted.time if task.manifest.submitted else ""
+    return {
+        **running.end,
+        "id": task.id,
+        "state": place.state,
+        "group": place.group,
+        "started": units.stamp(running.started),
+        "submitted": submitted,
+        "cores": len(running.grant.cpus),
+        "gpus": len(running.grant.gpus),
+        "memory_mb": shape.memory_mb,
+        "workflow": task.manifest.workflow,
+        "owner": owner,
+    }
+
+
+def give_back(owner: Owner, task: Task) -> Place:
+    """Return a claimed task that never started: as with a claim, no line is written."""
+    place = claim.place_of(task, time.time())
+    claim.hand_on(owner, task.id, place)
+    return place

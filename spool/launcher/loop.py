@@ -1,0 +1,518 @@
+"""loop - the launcher: claim, place, start, collect, finish; until nothing is left or time is up.
+
+Owns   one launcher from its first heartbeat to its last.
+Never  waits for a disk while a slot is free; never starts what it may not finish in its time.
+Fails  LeaseLost: our tasks were taken over; they are killed, and nothing more is touched.
+
+One thread decides, in turns; others only spawn, sync and look around for it. A turn: reap what
+ended, start what fits, a small piece of other work (claim, move), and only when there is none of it
+sleep until a child ends, a signal comes or the next second begins.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from spool import config, units
+from spool.config import Settings
+from spool.errors import FileSystemFault, LeaseLost, ManifestError, SpoolError
+from spool.launcher import asked, ending, run
+from spool.launcher.batch import WAKE, Batch
+from spool.launcher.children import Children, become_subreaper
+from spool.launcher.chore import Chore
+from spool.launcher.guard import Guard
+from spool.launcher.nodes import Node, Room
+from spool.launcher.picker import Picker, Wishes
+from spool.launcher.run import Running, Starter
+from spool.queue import advance, claim, files, layout, manifest, processes, takeover, watch
+from spool.queue.admit import Door
+from spool.queue.claim import Claimer
+from spool.queue.journal import Journal
+from spool.queue.layout import State, Tree
+from spool.queue.owner import Owner
+from spool.queue.shape import Shape
+from spool.queue.tasks import Task
+
+TICK_S = 1.0
+SLICE = 4
+LOOK_AT = 32
+FULL_PAUSE_S, SWEEP_EVERY_S, MARGIN_S = 5.0, 60.0, 5.0
+BELL = signal.SIGUSR1
+SIGNALS = {BELL, signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, WAKE}
+
+
+class Launcher:
+    """One launcher on this machine. `run` it once; counts holds what became of its tasks."""
+
+    def __init__(
+        self,
+        tree: Tree,
+        settings: Settings,
+        node: Node,
+        wishes: Wishes,
+        show: Callable[[Any], None] | None = None,
+    ) -> None:
+        self.tree, self.settings, self.node, self.wishes = tree, settings, node, wishes
+        self.show = show
+        self.counts: Counter[str] = Counter()
+        self.started = 0
+        self.room = Room(node)
+        self.claimed: deque[tuple[Task, Shape]] = deque()
+        self.running: dict[int, Running] = {}
+        self.ended: list[Running] = []
+        self.draining = self.interrupting = self.undecided = False
+        self.nothing_to_claim = self.looked = False
+        self.peak_kb = run.own_peak_kb()
+        self.began = self.busy_at = time.monotonic()
+        self.ends_at = self.began + wishes.time_limit_s if wishes.time_limit_s else 0.0
+        self.limit_at = math.inf
+        self.tick_at = self.paused_until = self.swept_at = self.watched_at = 0.0
+        self.last_word = ""
+
+    # -- from the first heartbeat to the last ----------------------------------------------------
+
+    def run(self) -> Counter[str]:
+        """Run until idle, drained or out of time; how many tasks went where. Raises LeaseLost."""
+        old_mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        try:
+            self._open()
+            try:
+                while not self._calm_turn():
+                    pass
+                self._close()
+            except LeaseLost:
+                self._kill_everything()
+                raise
+        finally:
+            while signal.sigtimedwait(SIGNALS, 0):
+                pass  # what is still pending must not strike once the mask is lifted
+            for number in (WAKE, BELL):  # a thread of ours may ring after the mask is lifted
+                signal.signal(number, signal.SIG_IGN)
+            signal.pthread_sigmask(signal.SIG_SETMASK, old_mask)
+        return self.counts
+
+    def _open(self) -> None:
+        become_subreaper()
+        self.trusted = config.trusted_users()
+        self.owner = Owner.start(
+            self.tree,
+            self.settings,
+            "launcher",
+            cores=len(self.node.cpus),
+            gpus=list(self.node.gpus),
+            memory_mb=self.node.memory_mb,
+            features=sorted(self.wishes.features),
+            ends=time.time() + self.wishes.time_limit_s if self.ends_at else None,
+        )
+        self.guard = Guard(self.owner.name, self.settings.lease_fence_s)
+        self.children = Children(self.guard.pid)
+        pin = self.wishes.pin and not self.node.shared
+        self.starter = Starter(self.owner, pin=pin, hide_gpus=bool(self.node.gpus))
+        self.picker = Picker(Claimer(self.owner), self.node, self.wishes, self.ends_at)
+        self.door = Door(self.owner, self.trusted)
+        self.observer = takeover.Observer(self.owner)
+        self.journal = Journal(self.tree, self.owner.name)
+        self.batch = Batch(self.owner, self.settings.launcher_sync)
+        self.bell = watch.Bell(self.tree, BELL)
+        self.chores = Chore(self._look_around, WAKE)
+        self.journal.note({"time": units.now_stamp(), "what": "opened", **self.owner.record})
+
+    def _calm_turn(self) -> bool:
+        """A turn; where the file system fails, a pause: what runs goes on."""
+        try:
+            return self._turn()
+        except (FileSystemFault, OSError) as fault:
+            self._pause(fault)
+            self._wait()
+            return False
+
+    def _turn(self) -> bool:
+        """One turn of the loop; True when the launcher is done."""
+        self._reap()
+        self._start_what_fits()
+        now = time.monotonic()
+        if self.ended and now >= self.paused_until:
+            self._record_ends()
+        if now >= self.limit_at:
+            self._enforce_limits(now)
+        if now >= self.guard.tell_at:
+            self.guard.tell()
+        if now >= self.tick_at:
+            self._collect_start()
+            self._tick()
+        if self._claim_more() or self._move_some():
+            return False
+        self._collect_start()
+        if not self.running and (self.draining or not self.claimed) and self._may_leave():
+            return True
+        self._wait()
+        return False
+
+    def _close(self) -> None:
+        self._drain()
+        self.bell.close()
+        self.starter.close()
+        self.guard.end()
+        claimer = self.picker.claimer
+        self.log(f"closed after {self.started} starts")
+        try:
+            self.chores.finish()
+            self.journal.note({**self.owner.record, "time": units.now_stamp(), "what": "closed"})
+            self.journal.write()
+            self.owner.end(keep=True, claimed=claimer.claimed, lost=claimer.lost)
+        except (FileSystemFault, OSError) as fault:
+            self.log(f"could not sign off; our process's end says the same: {fault}")
+
+    def _drain(self) -> None:
+        """Bring home what ended; what a full disk refuses is left to a taker."""
+        try:
+            while self.claimed:
+                ending.give_back(self.owner, self.claimed[0][0])
+                self.claimed.popleft()
+            self._record_ends()
+            self.batch.drain()
+        except (FileSystemFault, OSError) as fault:
+            self.log(f"left with tasks in hand, which another owner takes over: {fault}")
+
+    def _kill_everything(self) -> None:
+        processes.kill_marked(self.owner.name, set(self.running))
+        self.bell.close()
+        self.guard.end()
+
+    def log(self, text: str) -> None:
+        """A line in launchers/OWNER/log, and the last word of the live line."""
+        line = f"{units.now_stamp()} {claim.printable(text)}\n".encode()
+        with suppress(OSError, SpoolError):  # for people: a full disk must not stop the tasks
+            files.append(self.tree.owner(self.owner.name, layout.LOG), line, heal=False)
+        self.last_word = text
+
+    running_count = property(lambda self: len(self.running), doc="Tasks that run now.")
+
+    # -- ends ------------------------------------------------------------------------------------
+
+    def _reap(self) -> None:
+        """Collect every child that has ended."""
+        while True:
+            try:
+                found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                return
+            if found is None:
+                return
+            if found.si_pid not in self.running:
+                self._collect_start()  # it may have ended before we heard that it began
+            if (running := self.running.get(found.si_pid)) is not None:
+                self._collect(running)
+                continue
+            os.waitpid(found.si_pid, os.WNOHANG)  # an orphan, or the guard
+            if found.si_pid == self.guard.pid:
+                self._new_guard()
+
+    def _new_guard(self) -> None:
+        self.log("the guard was killed; starting another")
+        self.guard = Guard(self.owner.name, self.settings.lease_fence_s)
+        self.children.guard_pid = self.guard.pid
+        for pid in self.running:
+            self.guard.started(pid)
+
+    def _collect(self, running: Running) -> None:
+        """One task's first process has ended: kill what it left, write its end."""
+        if self.children.orphans(self.running):
+            tasks = {pid: one.task.id for pid, one in self.running.items()}
+            if not self.children.end_task(running.task.id, running.pid, tasks):
+                self.log(f"{running.task.id}: left a process that cannot be killed")
+        _, status, used = os.wait4(running.pid, 0)
+        del self.running[running.pid]
+        self.guard.ended(running.pid)
+        self.room.give(running.grant)
+        self.busy_at = time.monotonic()
+        self.nothing_to_claim = False
+        if running.stopping == "interrupted" or self._was_fenced(status):
+            what = running.stopping or "lost"
+            running.end = {**run.exit_event(running, self.owner.name), "what": what}
+        else:
+            running.end = run.ended(running, self.owner.name, status, used, self.peak_kb)
+        self.ended.append(running)
+
+    def _was_fenced(self, status: int) -> bool:
+        """Whether our own guard may have killed a task, since we were stalled too long to beat."""
+        silent = time.monotonic() - self.owner.last_beat >= self.settings.lease_fence_s
+        return silent and os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+
+    def _record_ends(self) -> None:
+        """Write how tasks ended, after their slots were filled anew; on a full disk, later."""
+        waiting, self.ended = self.ended, []
+        for number, running in enumerate(waiting):
+            try:
+                place = ending.record(self.owner, running)
+            except (FileSystemFault, OSError) as fault:
+                self.ended = waiting[number:]
+                self._pause(fault)
+                return
+            self.counts[place.state] += 1
+            self.journal.note(ending.journal_line(running, place, self.owner.name))
+            self.batch.add(running.task.id, place)
+
+    def _pause(self, fault: Exception) -> None:
+        """Claim and start nothing for a while; what runs goes on."""
+        if time.monotonic() >= self.paused_until:
+            self.log(f"pausing: {fault}")
+        self.paused_until = time.monotonic() + FULL_PAUSE_S
+
+    # -- starts ----------------------------------------------------------------------------------
+
+    def _start_what_fits(self) -> None:
+        if not self.claimed or not self.room.cpus or time.monotonic() < self.paused_until:
+            return
+        passed: list[tuple[Task, Shape]] = []
+        while self.claimed and self.room.cpus and len(passed) < LOOK_AT:
+            task, shape = self.claimed.popleft()
+            if self.draining or (grant := self.room.take(shape)) is None:
+                passed.append((task, shape))
+                continue
+            self._collect_start()
+            try:
+                failed = self.starter.begin(task, shape, grant)
+            except FileNotFoundError:
+                self.room.give(grant)
+                self.log(f"{task.id}: vanished before its start")
+                continue
+            except (FileSystemFault, OSError) as fault:
+                self.room.give(grant)
+                passed.append((task, shape))
+                self._pause(fault)
+                break
+            self.started += 1
+            self.busy_at = time.monotonic()
+            if failed:
+                self._note_start(failed)
+        self.claimed.extendleft(reversed(passed))
+
+    def _collect_start(self) -> None:
+        """Wait until the program that was begun runs, if one was."""
+        if (running := self.starter.collect()) is not None:
+            self._note_start(running)
+
+    def _note_start(self, running: Running) -> None:
+        if running.pid:
+            self.running[running.pid] = running
+            self.guard.started(running.pid)
+            self.limit_at = min(self.limit_at, running.due_at)
+            return
+        self.room.give(running.grant)
+        self.ended.append(running)
+
+    def _claim_more(self) -> int:
+        """Claim a slice; how many."""
+        if self.draining or len(self.claimed) >= self.picker.ahead_low or self.nothing_to_claim:
+            return 0
+        if time.monotonic() < self.paused_until:
+            return 0
+        self.picker.note_starts(self.started)
+        if not self.room.cpus and not self.picker.may_claim_ahead(len(self.claimed)):
+            return 0
+        if not self.picker.claimer.lanes:
+            self.picker.claimer.refresh()
+        count = 0
+        for task_id in self.picker.claim(self.room, self.claimed, SLICE):
+            self._receive(task_id)
+            count += 1
+        self.nothing_to_claim = not count  # until a task ends, or a tick lists READY anew
+        return count
+
+    def _receive(self, task_id: str) -> None:
+        """Look at a task just claimed: run it, or send it where it belongs."""
+        if layout.parse_id(task_id) is None:
+            claim.reject(self.owner, task_id, "bears no task id; drop it into CREATED instead")
+            return
+        task = claim.read_claim(self.owner, task_id, self.trusted)
+        if task is None:
+            return
+        if claim.place_of(task, time.time()).state is not State.READY:
+            takeover.settle(self.owner, task)
+            return
+        shape = manifest.wanted_shape(task.manifest)
+        if self.picker.why_not(shape, time.monotonic()):
+            takeover.settle(self.owner, task)  # its lane said less than its manifest asks for
+            return
+        self.claimed.append((task, shape))
+
+    def _move_some(self) -> int:
+        """Move a slice of ended tasks; begin a sync at once when slots are idle."""
+        idle = self.nothing_to_claim and not self.claimed and len(self.room.cpus) > 0
+        try:
+            moved = self.batch.step(SLICE, now=idle)
+        except (FileSystemFault, OSError) as fault:
+            self._pause(fault)
+            return 0
+        while self.batch.stuck:
+            task_id, why = self.batch.stuck.pop()
+            self.log(f"{task_id}: cannot be moved, left to a taker: {why}")
+        if moved and not self.batch.moving:
+            self.journal.write()
+        return moved
+
+    # -- once a second ---------------------------------------------------------------------------
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        self.tick_at = now + TICK_S
+        self.peak_kb = run.own_peak_kb()
+        if self.owner.beat_if_due():
+            self.guard.beat()
+        for request in asked.requests(self.owner):
+            self._answer(*request)
+        if not self.draining and now >= self.paused_until:
+            self.chores.poke()
+            self.picker.claimer.refresh()
+            self.nothing_to_claim = False
+        if self.ends_at and not self.interrupting:
+            self._mind_the_time(now)
+        if not self.batch.moving:
+            self.journal.write()
+        if self.show:
+            self.show(self)
+
+    def _look_around(self) -> None:
+        """New work, beside the loop: the door, moments that have come, dead owners."""
+        now = time.monotonic()
+        self.door.look()
+        if advance.due_groups(self.tree, time.time()):
+            advance.release_due(self.tree)
+        if now - self.watched_at >= 2 * TICK_S:
+            self.watched_at = now
+            self._watch_others()
+        if now - self.swept_at >= SWEEP_EVERY_S:
+            self.swept_at = now
+            for path in advance.empty_groups(self.tree):
+                files.remove_folder(path)
+        self.looked = True
+
+    def _watch_others(self) -> None:
+        dead, self.undecided = self.observer.look()
+        for group in dead:
+            moved = takeover.take_over(self.owner, group, self.trusted)
+            self.log(f"took over {moved} tasks of {group}, whose owner is dead")
+
+    def _enforce_limits(self, now: float) -> None:
+        for running in self.running.values():
+            if running.kill_at and now >= running.kill_at:
+                run.signal_task(running, signal.SIGKILL)
+                running.kill_at = now + TICK_S
+            elif running.limit_at and now >= running.limit_at and not running.stopping:
+                self._stop(running, "timeout")
+        self._set_alarm()
+
+    def _set_alarm(self) -> None:
+        """When the next limit or grace of any running task is over."""
+        self.limit_at = min((one.due_at for one in self.running.values()), default=math.inf)
+
+    def _stop(self, running: Running, why: str) -> None:
+        """Ask a task to end, and see to it that it does after its grace."""
+        wanted = running.task.manifest
+        running.stopping = why
+        running.kill_at = time.monotonic() + units.duration(wanted.grace)
+        run.signal_task(running, manifest.signal_number(wanted.signal))
+        self.limit_at = min(self.limit_at, running.due_at)
+
+    def _mind_the_time(self, now: float) -> None:
+        """Stop claiming when time is short; interrupt what runs so early that it can still end."""
+        graces = [units.duration(one.task.manifest.grace) for one in self.running.values()]
+        margin = max(min(MARGIN_S, self.wishes.time_limit_s / 10), 2 * TICK_S)
+        if now >= self.ends_at - margin - max(graces, default=0.0):
+            self._interrupt("its time is up")
+
+    def _interrupt(self, why: str) -> None:
+        self.draining = self.interrupting = True
+        self.log(f"interrupting {len(self.running)} running tasks: {why}")
+        for running in self.running.values():
+            if not running.stopping:
+                self._stop(running, "interrupted")
+
+    # -- requests --------------------------------------------------------------------------------
+
+    def _answer(self, verb: str, task_id: str, said: dict[str, Any]) -> None:
+        """Do what was asked of a task we have; one that has ended needs no answer."""
+        for running in self.running.values():
+            if running.task.id == task_id:
+                self._answer_running(verb, running, said)
+                return
+        for entry in self.claimed:
+            if entry[0].id == task_id:
+                self.claimed.remove(entry)
+                if why := asked.settle_claimed(self.owner, verb, entry[0], said):
+                    self.log(f"{task_id}: {verb} was not possible: {why}")
+                return
+
+    def _answer_running(self, verb: str, running: Running, said: dict[str, Any]) -> None:
+        if verb == "cancel":
+            if running.stopping in ("", "timeout"):
+                self._stop(running, "cancelled")
+            return
+        try:
+            asked.change(self.owner, running.task, said)
+        except (ManifestError, FileNotFoundError) as fault:
+            self.log(f"{running.task.id}: cannot be changed: {fault}")
+            return
+        limit = running.task.manifest.time_limit_s
+        running.limit_at = running.started_at + limit if limit else 0.0
+        self._set_alarm()
+
+    # -- waiting and leaving ---------------------------------------------------------------------
+
+    def _wait(self) -> None:
+        """Sleep until a child ends, a signal comes, a limit is near or the next tick is due."""
+        if not self.running and not self.claimed and time.monotonic() - self.busy_at > TICK_S:
+            self.bell.hang()
+        wake_at = min(self.tick_at, self.limit_at, self.guard.tell_at)
+        got = signal.sigtimedwait(SIGNALS, max(0.0, wake_at - time.monotonic()))
+        if got is None or got.si_signo in (signal.SIGCHLD, WAKE):
+            return
+        if got.si_signo == BELL:
+            self.tick_at = 0.0
+            return
+        if got.si_signo in SIGNALS:  # Python's answer is garbage when SIGCONT ends a wait too late
+            self._heed(signal.Signals(got.si_signo))
+
+    def _heed(self, got: signal.Signals) -> None:
+        """The first Ctrl-C lets running tasks end; a second one, TERM or HUP interrupts them."""
+        if got is signal.SIGINT and not self.draining:
+            self.draining = True
+            self.log(f"draining: {len(self.running)} tasks still run; Ctrl-C again interrupts them")
+        elif not self.interrupting:
+            self._interrupt(f"{got.name} came")
+        self.tick_at = 0.0
+
+    def _may_leave(self) -> bool:
+        """Nothing runs: whether to go. Not while ends are unwritten or another's death is open."""
+        if self.ended:  # unwritten, for the disk is full: a taker knows them as interrupted
+            return self.interrupting and time.monotonic() < self.paused_until
+        if self.draining:
+            return True
+        if not self.looked or self.chores.busy or not self.batch.empty:
+            return False
+        if self.undecided or self.door.holding:
+            return False
+        now = time.monotonic()
+        if self.wishes.idle_s is None or not self.nothing_to_claim:
+            return False
+        leave_at = self.busy_at + self.wishes.idle_s
+        due = advance.next_due(self.tree)
+        if due is not None and now + due - time.time() <= leave_at:
+            return False
+        if self.door.under_way:
+            leave_at = max(leave_at, self.busy_at + self.settings.door_quiet_s + 2 * TICK_S)
+        return now >= leave_at and not self._new_lanes()
+
+    def _new_lanes(self) -> bool:
+        """Whether READY got a lane since our last look: by a retry, a takeover, the door, ..."""
+        known = set(self.picker.claimer.lanes)
+        self.nothing_to_claim = known.issuperset(self.picker.claimer.refresh())
+        return not self.nothing_to_claim

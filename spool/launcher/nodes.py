@@ -1,0 +1,139 @@
+"""nodes - pure: what a node has, what is free on it, and which cores and GPUs a task gets.
+
+Owns   `Room`, the only book of free cores, GPUs and memory.
+Never  starts anything; `this_node` alone looks at the machine.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+
+from spool.queue.shape import Shape
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """What one node offers: cpu numbers (one for each core to fill), GPU names, megabytes."""
+
+    cpus: tuple[int, ...]
+    gpus: tuple[str, ...] = ()
+    memory_mb: int = 0
+
+    @property
+    def shared(self) -> bool:
+        """Whether more cores are offered than there are, so that pinning would only hurt."""
+        return len(set(self.cpus)) < len(self.cpus)
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What one task was given."""
+
+    cpus: tuple[int, ...]
+    gpus: tuple[str, ...]
+    memory_mb: int
+
+
+class Room:
+    """The free part of a node."""
+
+    __slots__ = ("cpus", "gpus", "memory_mb", "node")
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.cpus = list(node.cpus)
+        self.gpus = list(node.gpus)
+        self.memory_mb = node.memory_mb
+
+    def copy(self) -> Room:
+        """The same room, to plan with."""
+        twin = Room(self.node)
+        twin.cpus, twin.gpus = self.cpus.copy(), self.gpus.copy()
+        twin.memory_mb = self.memory_mb
+        return twin
+
+    def count(self, shape: Shape) -> int:
+        """How many tasks of one node and this shape still fit."""
+        counts = [len(self.cpus) // (shape.cores * shape.ranks)]
+        if shape.gpus:
+            counts.append(len(self.gpus) // shape.gpus)
+        if shape.memory_mb:
+            counts.append(self.memory_mb // shape.memory_mb)
+        return min(counts)
+
+    def take(self, shape: Shape) -> Grant | None:
+        """Give a task of this shape its lowest free cores and GPUs; None if it does not fit."""
+        cores = shape.cores * shape.ranks
+        if cores > len(self.cpus) or shape.gpus > len(self.gpus):
+            return None
+        if shape.memory_mb > self.memory_mb:
+            return None
+        grant = Grant(tuple(self.cpus[:cores]), tuple(self.gpus[: shape.gpus]), shape.memory_mb)
+        del self.cpus[:cores]
+        del self.gpus[: shape.gpus]
+        self.memory_mb -= shape.memory_mb
+        return grant
+
+    def give(self, grant: Grant) -> None:
+        """Take a grant back."""
+        self.cpus += grant.cpus
+        self.cpus.sort()
+        if grant.gpus:
+            self.gpus += grant.gpus
+            self.gpus.sort(key=self.node.gpus.index)
+        self.memory_mb += grant.memory_mb
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is given away."""
+        return len(self.cpus) == len(self.node.cpus)
+
+
+def fits_ever(node: Node, shape: Shape) -> bool:
+    """Whether a task of this shape fits the empty node."""
+    return shape.nodes == 1 and Room(node).count(shape) > 0
+
+
+def this_node(
+    cores: int | None = None, gpus: int | None = None, memory_mb: int | None = None
+) -> Node:
+    """This machine as far as this process may use it; each figure may be overruled."""
+    allowed = sorted(os.sched_getaffinity(0))
+    count = len(allowed) if cores is None else cores
+    cpus = tuple(sorted(allowed[number % len(allowed)] for number in range(count)))
+    found = visible_gpus(dict(os.environ), os.listdir("/dev"))
+    names = found if gpus is None else tuple((*found, *map(str, range(len(found), gpus)))[:gpus])
+    return Node(cpus, names, _memory() if memory_mb is None else memory_mb)
+
+
+def visible_gpus(environment: dict[str, str], devices: list[str]) -> tuple[str, ...]:
+    """The GPUs this process may use: as the batch system says, else the devices there are."""
+    for variable in ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"):
+        if variable in environment:
+            named = [name.strip() for name in environment[variable].split(",")]
+            return tuple(name for name in named if name not in _NO_GPU)
+    numbers = sorted(int(found[1]) for name in devices if (found := _DEVICE.fullmatch(name)))
+    return tuple(str(number) for number in numbers)
+
+
+_DEVICE = re.compile(r"nvidia([0-9]+)")
+_NO_GPU = ("", "-1", "NoDevFiles")  # the last is what batch systems write where none is granted
+_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+
+def _memory() -> int:
+    """Megabytes of memory, or of the control group's limit where that is less."""
+    import psutil
+
+    total: int = psutil.virtual_memory().total
+    for path in _LIMITS:
+        try:
+            with open(path, encoding="ascii") as file:
+                limit = file.read().strip()
+        except OSError:
+            continue
+        if limit.isdigit():
+            total = min(total, int(limit))
+    return total >> 20

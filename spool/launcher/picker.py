@@ -1,0 +1,138 @@
+"""picker - what a launcher claims next: as much as it can soon run, and why the rest must wait.
+
+Owns   the rules of eligibility, the size of claims ahead, the patience for tasks that need room.
+Never  touches the disk, but through the claimer it is given.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+from spool.launcher.nodes import Node, Room, fits_ever
+from spool.queue import shape as shapes
+from spool.queue.claim import Claimer
+from spool.queue.shape import Shape
+from spool.queue.tasks import Task
+
+AHEAD_MOST = 256
+AHEAD_S = 0.25
+PATIENCE_S = 30.0
+Held = tuple[Task, Shape]
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What a person wants of a launcher. time_limit_s 0: none; idle_s None: never leave."""
+
+    time_limit_s: float = 0.0
+    idle_s: float | None = 60.0
+    pin: bool = True
+    workflow: str = ""
+    features: frozenset[str] = frozenset()
+
+
+class Picker:
+    """Chooses for one launcher; `ends_at` is the end of its time on the monotonic clock, or 0."""
+
+    def __init__(self, claimer: Claimer, node: Node, wishes: Wishes, ends_at: float) -> None:
+        self.claimer = claimer
+        self.node = node
+        self.wishes = wishes
+        self.ends_at = ends_at
+        self.rate = 0.0
+        self.refused: Counter[str] = Counter()
+        self.waiting_since: dict[Shape, float] = {}
+        self._plan = Room(node)
+        self._ahead = 0
+        self._window = (time.monotonic(), 0)
+
+    def why_not(self, shape: Shape, now: float) -> str:
+        """Why this launcher will not take a shape, "" if it may."""
+        if shape.mpi:
+            return "need several ranks"
+        if shape.stage != "run":
+            return "need a stager"
+        if not fits_ever(self.node, shape):
+            return "too large"
+        if self.ends_at and shape.time_s > self.ends_at - now:
+            return "too long for the time left"
+        if self.wishes.workflow and shape.workflow != shapes.name_token(self.wishes.workflow):
+            return "of another workflow"
+        wanted = shapes.features_of(shape.features)
+        if wanted is None or not wanted <= self.wishes.features:
+            return "need a feature that is not here"
+        return ""
+
+    def claim(self, room: Room, held: Collection[Held], limit: int) -> Iterator[str]:
+        """Claim up to `limit` tasks beyond those `held`, claimed and not started; yields ids."""
+        self._plan = room.copy()
+        for _, shape in held:
+            if not self._plan.cpus:
+                break
+            self._plan.take(shape)
+        self._ahead = self._ahead_allowed() - len(held)
+        self.refused.clear()
+        self._narrow()
+        for task_id in self.claimer.take(self._wants, limit):
+            yield task_id
+            self._plan_for(self._last)
+
+    def _wants(self, shape: Shape) -> int:
+        self._last = shape
+        if reason := self.why_not(shape, time.monotonic()):
+            self.refused[reason] += 1
+            return 0
+        fitting = self._plan.count(shape)
+        if fitting:
+            self.waiting_since.pop(shape, None)
+            return fitting
+        self.waiting_since.setdefault(shape, time.monotonic())
+        if self._ahead > 0:
+            return self._ahead
+        self.refused["waiting for room"] += 1
+        if time.monotonic() - self.waiting_since[shape] > PATIENCE_S:
+            self._close_plan()
+        return 0
+
+    def _plan_for(self, shape: Shape) -> None:
+        if self._plan.take(shape) is None:
+            self._ahead -= 1
+
+    def _close_plan(self) -> None:
+        """A task has waited long for room: let nothing of lower rank fill it any more."""
+        self._plan.cpus.clear()
+        self._ahead = 0
+
+    def _narrow(self) -> None:
+        """Forget the patience for shapes that wait no more."""
+        present = {shapes.parse(lane)[0] for lane in self.claimer.lanes}
+        for shape in self.waiting_since.keys() - present:
+            del self.waiting_since[shape]
+
+    def _ahead_allowed(self) -> int:
+        return min(AHEAD_MOST, int(self.rate * AHEAD_S))
+
+    def note_starts(self, started: int) -> None:
+        """Tell how many tasks were started so far, to learn how fast they go."""
+        now = time.monotonic()
+        since, before = self._window
+        if now - since >= 0.5:
+            self.rate = (started - before) / (now - since)
+            self._window = (now, started)
+
+    def reasons(self) -> list[str]:
+        """What READY holds that this launcher would not take, a sentence each."""
+        refused = sorted(self.refused.items())
+        return [f"left in READY: {count} lanes {why}" for why, count in refused]
+
+    def may_claim_ahead(self, held: int) -> bool:
+        """Whether tasks go so fast that more should lie claimed than the `held` that do."""
+        return self._ahead_allowed() > held
+
+    @property
+    def ahead_low(self) -> int:
+        """Claim more when fewer than so many claimed tasks are left."""
+        return max(1, self._ahead_allowed() // 2)

@@ -1,0 +1,348 @@
+"""run - one task as processes: its environment, its place, its output, its start and its end.
+
+Owns   the start line, the environment and pinning of a task, the words of its exit line.
+Never  moves a task; never waits.
+Fails  LeaseLost; DiskFull; FileNotFoundError: the task's directory vanished before it could start.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import resource
+import shutil
+import time
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from spool import units
+from spool.errors import SpoolError
+from spool.launcher.nodes import Grant
+from spool.launcher.spawner import Order, Spawner
+from spool.queue import claim, files, history, layout, manifest, processes
+from spool.queue.owner import Owner
+from spool.queue.shape import Shape
+from spool.queue.tasks import Task
+
+NOT_FOUND, NOT_RUNNABLE = 127, 126  # as shells say it
+FLOOR_SLACK_KB = 4096  # our mark is read once a second, and the kernel counts pages in batches
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+GPUS = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK")
+_OURS = re.compile(
+    r"(PMI_|PMIX_|OMPI_|PRTE_|OPAL_|ORTE_|HYDI_|HYDRA_|MPIR_|MPI_LOCAL|I_MPI_|SPOOL_).*"
+)
+_KEPT = re.compile(r"OMPI_ALLOW_RUN_AS_ROOT.*")
+
+
+@dataclass(slots=True)
+class Running:
+    """One task that runs: what it was given, and how it is being ended, if it is.
+
+    Times ending in _at are seconds of the monotonic clock; 0 is never. stopping says why we end
+    it: timeout, cancelled or interrupted. last_line is its start line, kept because the program
+    may remove its own directory.
+    """
+
+    task: Task
+    shape: Shape
+    grant: Grant
+    attempt: int
+    started: float
+    started_at: float
+    pid: int = 0
+    limit_at: float = 0.0
+    kill_at: float = 0.0
+    stopping: str = ""
+    last_line: bytes = b""
+    end: dict[str, Any] | None = None
+
+    @property
+    def due_at(self) -> float:
+        """When something must be done about it: its limit is reached, or its grace is over."""
+        if self.stopping:
+            return self.kill_at or math.inf
+        return self.limit_at or math.inf
+
+
+class Starter:
+    """Starts tasks for one owner, with as few system calls as can be."""
+
+    def __init__(self, owner: Owner, *, pin: bool, hide_gpus: bool) -> None:
+        self.owner = owner
+        self.pin = pin
+        self.spawner = Spawner()
+        self.under_way: Running | None = None
+        self.hide_gpus = hide_gpus
+        self.allowed = os.sched_getaffinity(0)
+        self.base = clean_environment(dict(os.environ))
+        self.base["SPOOL"] = owner.tree.root
+        self.base[processes.MARK] = owner.name
+        changing = {*THREADS, "PWD", *(GPUS if hide_gpus else ())}
+        self.base_raw = encoded({k: v for k, v in self.base.items() if k not in changing})
+        self.no_input = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+
+    def close(self) -> None:
+        """Start nothing more."""
+        self.spawner.close()
+
+    def begin(self, task: Task, shape: Shape, grant: Grant) -> Running | None:
+        """Write the start line and begin to start the program; `collect` tells when it runs.
+
+        A program that cannot start has ended, and is returned at once.
+        """
+        attempt = task.story.attempt + 1
+        rerun = task.story.lines > 0 and self._clear(task, attempt)
+        now = time.time()
+        event = {
+            "time": units.stamp(now),
+            "what": "start",
+            "attempt": attempt,
+            "owner": self.owner.name,
+            "node": self.owner.record["host"],
+            "cpus": grant.cpus,
+        }
+        if grant.gpus:
+            event["gpus"] = grant.gpus
+        line = history.encode(event)
+        self._write_start(task, line, rerun)
+        history.tell(task.story, event)
+        running = Running(task, shape, grant, attempt, now, time.monotonic(), last_line=line)
+        if limit := task.manifest.time_limit_s:
+            running.limit_at = running.started_at + limit
+        try:
+            self.spawner.begin(self._order(running, command_of(self.owner, task)))
+        except (OSError, SpoolError) as fault:
+            if isinstance(fault, OSError) and fault.errno in files.FULL:
+                raise files.explained(fault, task.path) from fault
+            running.end = self._never_started(running, fault)
+            return running
+        self.under_way = running
+        return None
+
+    def collect(self) -> Running | None:
+        """The task that was begun, once its program runs or has failed to start; None if none."""
+        running, self.under_way = self.under_way, None
+        if running is None:
+            return None
+        answer = self.spawner.answer()
+        if isinstance(answer, int):
+            running.pid = answer
+        else:
+            running.end = self._never_started(running, answer)
+        return running
+
+    def _write_start(self, task: Task, line: bytes, rerun: bool) -> None:
+        path = f"{task.path}/{layout.HISTORY}"
+        try:
+            claim.append(self.owner, path, line, heal=rerun)
+        except FileNotFoundError:
+            raise
+        except OSError:  # a link, a folder, or closed to us: what was told before is known
+            if not files.is_plain(path):
+                files.move_aside(path)
+            files.replace(path, b"\n".join((task.told, line)))
+
+    def _clear(self, task: Task, attempt: int) -> bool:
+        """Keep what an earlier attempt wrote; True, since the history may end in a torn line."""
+        if attempt > 1 and task.manifest.fresh:
+            move_old_files(task.path, attempt - 1)
+        return True
+
+    def _order(self, running: Running, words: list[str]) -> Order:
+        task, cpus = running.task, running.grant.cpus
+        environment, path = self._environment(running)
+        program = find_program(words[0], path)
+        opened = self._output(task)
+        outputs = (self.no_input, opened[0], opened[-1])
+        cores = cpus if self.pin and len(cpus) < len(self.allowed) else ()
+        return Order(program, words, environment, task.path, outputs, opened, cores)
+
+    def _output(self, task: Task) -> list[int]:
+        """The files that stdout and stderr go to, one for both or one each."""
+        if task.manifest.output == "none":
+            return [os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)]
+        opened = [open_fresh(f"{task.path}/{layout.OUTPUT}")]
+        if task.manifest.output == "apart":
+            opened.append(open_fresh(f"{task.path}/{layout.ERRORS}"))
+        return opened
+
+    def _environment(self, running: Running) -> tuple[list[bytes], str]:
+        """A task's environment, NAME=VALUE each, and the PATH in it."""
+        wanted = running.task.manifest
+        made = self._given(running)
+        if not wanted.app and not wanted.environment:
+            return self.base_raw + encoded(made), self.base.get("PATH", os.defpath)
+        made = {**self.base, **made}
+        if wanted.app:
+            made.update(app_of(self.owner, wanted.app).environment)
+        made.update(wanted.environment)
+        made[processes.MARK] = self.owner.name  # the guard finds a task's processes by this
+        return encoded(made), made.get("PATH", os.defpath)
+
+    def _given(self, running: Running) -> dict[str, str]:
+        """The variables that differ from task to task."""
+        task, grant = running.task, running.grant
+        wanted = task.manifest
+        made: dict[str, str] = {}
+        threads = str(len(grant.cpus))
+        for variable in THREADS:
+            made[variable] = threads
+        if grant.gpus or self.hide_gpus:
+            visible = ",".join(grant.gpus)
+            for variable in GPUS:
+                made[variable] = visible
+        made["SPOOL_TASK"] = task.id
+        made["SPOOL_TASK_DIR"] = made["PWD"] = task.path
+        made["SPOOL_NAME"] = wanted.name or task.id.partition(".")[0]
+        made["SPOOL_ATTEMPT"] = str(running.attempt)
+        made["SPOOL_CORES"] = threads
+        made["SPOOL_CPUS"] = ",".join(map(str, grant.cpus))
+        if grant.gpus:
+            made["SPOOL_GPUS"] = ",".join(grant.gpus)
+        if grant.memory_mb:
+            made["SPOOL_MEMORY_MB"] = str(grant.memory_mb)
+        if wanted.workflow:
+            made["SPOOL_WORKFLOW"] = wanted.workflow
+        if running.limit_at:
+            made["SPOOL_TIME_LIMIT"] = f"{wanted.time_limit_s:g}"
+        return made
+
+    def _never_started(self, running: Running, fault: Exception) -> dict[str, Any]:
+        missing = isinstance(fault, (FileNotFoundError, SpoolError))
+        reason = str(fault) if isinstance(fault, SpoolError) else program_fault(running, fault)
+        code = NOT_FOUND if missing else NOT_RUNNABLE
+        return {**exit_event(running, self.owner.name), "code": code, "error": reason}
+
+
+def program_fault(running: Running, fault: Exception) -> str:
+    """Why a program did not start, for a person."""
+    why = fault.strerror if isinstance(fault, OSError) else str(fault)
+    what = getattr(fault, "filename", None) or running.task.manifest.command
+    shown = what.decode(errors="replace") if isinstance(what, bytes) else str(what)
+    return f"cannot start {shown}: {why}"
+
+
+def encoded(environment: dict[str, str]) -> list[bytes]:
+    """An environment as exec(3) takes it."""
+    return [os.fsencode(f"{name}={value}") for name, value in environment.items()]
+
+
+def clean_environment(environment: dict[str, str]) -> dict[str, str]:
+    """What a task inherits: without the traces of an MPI job or of another spool around us."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if not _OURS.fullmatch(name) or _KEPT.fullmatch(name)
+    }
+
+
+@lru_cache(maxsize=1024)
+def find_program(word: str, path: str) -> str:
+    """The file a command's first word means. Raises FileNotFoundError; remembers what it found."""
+    if "/" in word:
+        return word
+    found = shutil.which(word, path=path)
+    if found is None:
+        raise FileNotFoundError(2, "no such program on PATH", word)
+    return found
+
+
+def command_of(owner: Owner, task: Task) -> list[str]:
+    """The words to run. Raises SpoolError: the app is missing or broken."""
+    wanted = task.manifest
+    command = wanted.command
+    if wanted.app:
+        app = app_of(owner, wanted.app)
+        if isinstance(app.command, str):
+            return ["/bin/sh", "-c", f'{app.command} "$@"', wanted.app, *wanted.args]
+        return [*app.command, *wanted.args]
+    if isinstance(command, str):
+        return ["/bin/sh", "-c", command]
+    assert command is not None
+    return command
+
+
+def app_of(owner: Owner, name: str) -> manifest.App:
+    """An application as it is defined now. Raises SpoolError."""
+    return manifest.read_app(owner.tree.app(name), files.read(owner.tree.app(name)))
+
+
+def open_fresh(path: str) -> int:
+    """A new output file; one that is there already is kept under a number."""
+    try:
+        return files.open_output(path)
+    except FileExistsError:
+        files.move_aside(path)
+        return files.open_output(path)
+
+
+def move_old_files(path: str, attempt: int) -> None:
+    """Put what an earlier attempt left into attempt-N/, for a manifest that says fresh."""
+    aside = base = f"{path}/attempt-{attempt}"
+    kept = {layout.MANIFEST, layout.HISTORY}
+    old = [name for name in files.names(path) if name not in kept and name[:8] != "attempt-"]
+    if not old:
+        return
+    number = 0
+    while not files.make_folder(aside):  # the program made something of that name itself
+        number += 1
+        aside = f"{base}.{number}"
+    for name in old:
+        files.rename_file(f"{path}/{name}", f"{aside}/{name}")
+
+
+# -- the end -------------------------------------------------------------------------------------
+
+
+def exit_event(running: Running, owner: str) -> dict[str, Any]:
+    """The exit line as far as it is the same for every end."""
+    return {
+        "time": units.now_stamp(),
+        "what": "exit",
+        "attempt": running.attempt,
+        "owner": owner,
+        "elapsed_s": round(time.monotonic() - running.started_at, 3),
+    }
+
+
+def ended(
+    running: Running, owner: str, status: int, used: resource.struct_rusage, floor_kb: int
+) -> dict[str, Any]:
+    """The exit line of a program that ran.
+
+    status is wait(2)'s; used what wait4(2) says it used. A spawned child inherits its parent's
+    high-water mark, so a peak not above `floor_kb`, ours, is only an upper bound: peak_at_most.
+    """
+    event = exit_event(running, owner)
+    if os.WIFSIGNALED(status):
+        event["signal"] = os.WTERMSIG(status)
+    else:
+        event["code"] = os.WEXITSTATUS(status)
+    if running.stopping in ("timeout", "cancelled"):
+        event[running.stopping] = True
+    event["user_s"] = round(used.ru_utime, 3)
+    event["system_s"] = round(used.ru_stime, 3)
+    event["peak_mb"] = -(-used.ru_maxrss // 1024)
+    if used.ru_maxrss <= floor_kb + FLOOR_SLACK_KB:
+        event["peak_at_most"] = True
+    return event
+
+
+def own_peak_kb() -> int:
+    """This process's high-water mark of resident memory, kilobytes: what a child inherits.
+
+    VmHWM of proc(5), since getrusage(2) counts what was before our own exec too.
+    """
+    with open("/proc/self/status", "rb") as file:
+        status = file.read()
+    return int(status.partition(b"VmHWM:")[2].split(maxsplit=1)[0])
+
+
+def signal_task(running: Running, number: int) -> None:
+    """Signal a task's whole process group."""
+    try:
+        os.killpg(running.pid, number)
+    except (ProcessLookupError, PermissionError):
+        return  # it has just ended, or has become another user's: the end tells

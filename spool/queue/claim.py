@@ -1,0 +1,252 @@
+"""claim - take tasks for one owner, keep them, hand them on.
+
+Owns   every move out of READY/ by a claim, and every move out of RUNNING/<owner>/.
+Never  sleeps or prints; writes inside a task only while its owner has it.
+Fails  LeaseLost: another process has taken our tasks.
+
+Owners that walk one sorted list collide, so each takes a random slice of the oldest lanes that
+suit it; two lost races in a row mean that another is at work there, and it looks elsewhere.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from spool.errors import LeaseLost, ManifestError
+from spool.queue import files, history, layout, shape, tasks
+from spool.queue.layout import State, Tree
+from spool.queue.owner import Owner
+from spool.queue.place import Place, next_place
+from spool.queue.shape import Shape
+from spool.queue.tasks import Task
+
+LOSSES_IN_A_ROW = 2
+Wants = Callable[[Shape], int]
+
+
+class Claimer:
+    """Takes READY tasks for one owner, lane by lane in serving order.
+
+    claimed and lost count renames won and lost; strays are groups in READY that are no lanes.
+    """
+
+    def __init__(self, owner: Owner, seed: int | None = None) -> None:
+        self.owner = owner
+        self.tree = owner.tree
+        self.random = random.Random(seed)
+        self.claimed = 0
+        self.lost = 0
+        self.lanes: list[str] = []
+        self.strays: list[str] = []
+        self.passed_over: set[str] = set()
+        self._names: list[str] = []
+        self._names_of = ""
+
+    def refresh(self) -> list[str]:
+        """List READY anew; its lanes in serving order, equals in an order of our own."""
+        self.lanes, self.strays = [], []
+        for group in tasks.groups(self.tree, State.READY):
+            try:
+                shape.parse(group)
+            except ValueError:
+                self.strays.append(group)
+            else:
+                self.lanes.append(group)
+        self.random.shuffle(self.lanes)
+        self.lanes.sort(key=shape.order)
+        return self.lanes
+
+    def take(self, wants: Wants, limit: int) -> Iterator[str]:
+        """Claim up to `limit` tasks; `wants(shape)` says how many more of a shape fit.
+
+        Yields each id as soon as it lies in the owner's folder.
+        """
+        left = limit
+        for group in list(self.lanes):
+            wanted = shape.parse(group)[0]
+            while left > 0 and (count := min(left, wants(wanted))) > 0:
+                taken = 0
+                for task_id in self._take_from(group, count):
+                    taken += 1
+                    yield task_id
+                left -= taken
+                if taken < count:
+                    break
+            if left <= 0:
+                return
+
+    def _take_from(self, group: str, count: int) -> Iterator[str]:
+        folder = self.tree.group(State.READY, group)
+        fresh = False
+        losses = 0
+        if self._names_of != group or not self._names:
+            fresh = self._list(group, folder)
+        while count > 0 and self._names:
+            name = self._names.pop()
+            if name in self.passed_over or name[0] == ".":
+                continue
+            if self._claim(f"{folder}/{name}", name):
+                count, losses = count - 1, 0
+                yield name
+                continue
+            losses += 1
+            if losses >= LOSSES_IN_A_ROW:
+                if fresh:
+                    return
+                fresh, losses = self._list(group, folder), 0
+        if not self._names and not self._list(group, folder):
+            self._drop(group, folder)
+
+    def _list(self, group: str, folder: str) -> bool:
+        """Hold the lane's names, turned to a random start; False if there are none."""
+        names = files.names(folder)
+        start = self.random.randrange(len(names)) if names else 0
+        self._names = names[start:] + names[:start]
+        self._names_of = group
+        return bool(names)
+
+    def _claim(self, path: str, name: str) -> bool:
+        try:
+            won = files.move(path, self.owner.claim_path(name))
+        except (PermissionError, FileExistsError):
+            self.passed_over.add(name)  # not ours to move: listed by `check`
+            return False
+        self.claimed += won
+        self.lost += not won
+        return won
+
+    def _drop(self, group: str, folder: str) -> None:
+        files.remove_folder(folder)
+        if group in self.lanes:
+            self.lanes.remove(group)
+
+
+# -- reading and writing what we hold ------------------------------------------------------------
+
+
+def read_claim(owner: Owner, task_id: str, trusted: frozenset[int]) -> Task | None:
+    """Read a task just claimed; None if it vanished, or had to be rejected.
+
+    None too where the file system fails for the moment: the task stays with us, for our taker.
+    """
+    path = owner.claim_path(task_id)
+    try:
+        return tasks.load(path, task_id, trusted)
+    except FileNotFoundError:
+        return None
+    except ManifestError as fault:
+        reject(owner, task_id, str(fault))
+    except OSError as fault:
+        if not files.is_passing(fault):
+            reject(owner, task_id, fault.strerror or str(fault))
+    return None
+
+
+def write_line(owner: Owner, task: Task, event: dict[str, Any], *, sync: bool = False) -> None:
+    """Write an event into a task we hold, and let it happen to the story."""
+    path = f"{task.path}/{layout.HISTORY}"
+    append(owner, path, history.encode(event))
+    history.tell(task.story, event)
+    if sync:
+        files.sync(path)
+        files.sync(task.path)
+
+
+def append(
+    owner: Owner, path: str, lines: bytes, *, heal: bool = True, create: bool = True
+) -> None:
+    """Append to the history of a task we hold. Raises LeaseLost, FileNotFoundError: it vanished."""
+    try:
+        files.append(path, lines, heal=heal, create=create)
+    except PermissionError:
+        if not files.open_up(os.path.dirname(path)):
+            raise
+        files.append(path, lines, heal=heal, create=create)
+    except FileNotFoundError:
+        if not owner.holds_lease():
+            raise LeaseLost(f"{owner.claims}: is gone; another process has taken over") from None
+        raise
+
+
+def reject(owner: Owner, name: str, reason: str, kind: str = "rejected", **more: Any) -> str:
+    """File what we hold under FAILED/rejected with a readable reason; the id it lies under.
+
+    What is no directory, bears no id or lets us write nothing into it is put, unchanged, inside a
+    fresh task directory as `arrival`.
+    """
+    task_id = _as_task(owner, name)
+    history_path = f"{owner.claim_path(task_id)}/{layout.HISTORY}"
+    if files.exists(history_path) and not files.is_plain(history_path):
+        files.rename_file(history_path, f"{history_path}.found")
+    told = {**more, "reason": printable(reason), "by": owner.name, "as": kind}
+    append(owner, history_path, history.line("rejected", **told))
+    files.sync(history_path)
+    group = layout.failed_group(kind, layout.shard_of(task_id))
+    hand_on(owner, task_id, Place(State.FAILED, group), sync=True)
+    return task_id
+
+
+def _as_task(owner: Owner, name: str) -> str:
+    """Make sure that what we hold as `name` is a directory with an id, writable; the id."""
+    path = owner.claim_path(name)
+    usable = files.is_folder(path) and os.access(path, os.W_OK | os.X_OK)
+    if usable and layout.parse_id(name):
+        return name
+    plain = layout.as_name(name.removesuffix(layout.ARRIVING))
+    known = layout.parse_id(plain)
+    task_id = layout.new_id(known.name if known else plain, layout.lone_shard(time.time()))
+    if usable:
+        files.move(path, owner.claim_path(task_id))
+    else:
+        files.new_folder(owner.claim_path(task_id))
+        files.rename_file(path, f"{owner.claim_path(task_id)}/arrival")
+    return task_id
+
+
+def printable(text: str) -> str:
+    """Any name or message, fit for a terminal and for JSON: what is no plain text is escaped."""
+    plain = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in plain)
+
+
+def place_of(task: Task, now: float) -> Place:
+    """Where a task we hold belongs."""
+    return next_place(task.id, task.manifest, task.story, {}, now)
+
+
+def hand_on(owner: Owner, task_id: str, place: Place, *, sync: bool = False) -> bool:
+    """Move a task we hold to its place; False if it was taken from us.
+
+    A place that is occupied by the same id keeps what it has: ours is filed as a duplicate.
+    """
+    source = owner.claim_path(task_id)
+    try:
+        moved = files.move(source, owner.tree.task(place.state, place.group, task_id))
+    except FileExistsError:
+        set_aside(owner, task_id, f"{place.state}/{place.group} holds a task of this id already")
+        return True
+    if sync:
+        sync_places(owner.tree, [place])
+    return moved
+
+
+def set_aside(owner: Owner, task_id: str, reason: str) -> str:
+    """File a second task of one id under a fresh id in FAILED/duplicate; that id."""
+    parts = layout.parse_id(task_id)
+    assert parts is not None
+    fresh = layout.new_id(parts.name, parts.shard)
+    files.move(owner.claim_path(task_id), owner.claim_path(fresh))
+    return reject(owner, fresh, f"{reason}; this one came as {task_id}", "duplicate")
+
+
+def sync_places(tree: Tree, places: Iterable[Place]) -> None:
+    """Make moves into these places durable: each group once, then its state."""
+    groups = {(place.state, place.group) for place in places}
+    for state, group in groups:
+        files.sync(tree.group(state, group))
+    for state in {state for state, _ in groups}:
+        files.sync(tree.state(state))

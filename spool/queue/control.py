@@ -1,0 +1,349 @@
+"""control - a person's verbs: cancel, hold, release, retry, modify, rm.
+
+Owns   these moves, each by a leased owner of its own that first claims the task.
+Never  moves anything out of a live owner's folder: that owner is asked through its inbox.
+Fails  Refused: the verb is not possible where the task lies, with what would be.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import msgspec
+
+from spool import units
+from spool.config import Settings
+from spool.errors import ManifestError, Refused, SpoolError
+from spool.queue import claim, files, history, layout, manifest, owner, takeover, tasks
+from spool.queue.layout import FINAL, State, Tree
+from spool.queue.owner import Owner
+from spool.queue.place import Place
+from spool.queue.takeover import Verdict
+from spool.queue.tasks import Spot, Task
+
+QUEUED = (State.WAITING, State.READY)
+TAKES: dict[str, tuple[State, ...]] = {
+    "hold": QUEUED,
+    "release": (State.WAITING,),
+    "cancel": (State.CREATED, *QUEUED),
+    "retry": FINAL,
+    "modify": (*QUEUED, *FINAL),
+    "rm": FINAL,
+}
+"""The states a verb itself takes a task from; a RUNNING task is asked for."""
+
+ATTEMPTS = 20
+ASK_EVERY_S = 0.2
+ENDS = frozenset(("max_attempts", "max_lost", "max_interrupted"))
+"""Keys that decide whether an end is final: changed after it, they would undo it by themselves."""
+
+
+class Outcome(NamedTuple):
+    """What a verb did to one task: where it lies now, or why nothing was done."""
+
+    id: str
+    spot: Spot | None
+    refused: str = ""
+
+
+@dataclass(slots=True)
+class Verb:
+    """One verb at work: who acts, for whom, with which words."""
+
+    me: Owner
+    name: str
+    trusted: frozenset[int]
+    reason: str = ""
+    changes: dict[str, Any] = field(default_factory=dict)
+    wait_s: float = 30.0
+
+    @property
+    def tree(self) -> Tree:
+        """The spool."""
+        return self.me.tree
+
+    def event(self, what: str, **more: Any) -> dict[str, Any]:
+        """A line of history that says who did this, and why."""
+        said = {"reason": self.reason} if self.reason else {}
+        return {
+            "time": units.now_stamp(),
+            "what": what,
+            "by": owner.user_name(),
+            "host": self.me.record["host"],
+            **said,
+            **more,
+        }
+
+
+@contextmanager
+def verb(tree: Tree, settings: Settings, name: str, **words: Any) -> Iterator[Verb]:
+    """A leased owner for the time of one verb."""
+    from spool.config import trusted_users
+
+    with files.said_plainly():
+        me = Owner.start(tree, settings, name)
+    try:
+        yield Verb(me, name, trusted_users(), **words)
+    finally:
+        with files.said_plainly():
+            me.end()
+
+
+Act = Callable[[Verb, Spot], Spot]
+
+
+def each(act: Act, by: Verb, spots: Iterable[Spot]) -> Iterator[Outcome]:
+    """Do a verb to each task; one that is refused does not stop the others."""
+    for spot in spots:
+        try:
+            yield Outcome(spot.id, once(act, by, spot))
+        except SpoolError as fault:
+            yield Outcome(spot.id, None, str(fault))
+        by.me.beat_if_due()
+
+
+def once(act: Act, by: Verb, spot: Spot) -> Spot:
+    """Do a verb to one task, following it while it moves on. Raises SpoolError."""
+    for _ in range(ATTEMPTS):
+        try:
+            return act(by, spot)
+        except FileNotFoundError:
+            found = tasks.find(by.tree, spot.id)
+            if found is None:
+                raise Refused(f"task {spot.id} is gone: moved away or removed") from None
+            spot = found
+        except (OSError, SpoolError):
+            _put_back(by, spot)
+            with files.said_plainly():
+                raise
+    raise Refused(f"task {spot.id} keeps moving. Try again: spool {by.name} {spot.id}")
+
+
+def _put_back(by: Verb, spot: Spot) -> None:
+    """Undo a claim after a failure; where that fails too, a taker settles the task."""
+    with suppress(OSError, SpoolError):
+        if files.holds(by.me.claim_path(spot.id)):
+            claim.hand_on(by.me, spot.id, Place(spot.state, spot.group), sync=True)
+
+
+def _grab(by: Verb, spot: Spot) -> Task:
+    """Claim a task from its folder. Raises FileNotFoundError: it moved; Refused: not ours."""
+    try:
+        if not files.move(spot.path(by.tree), by.me.claim_path(spot.id)):
+            raise FileNotFoundError(spot.path(by.tree))
+    except PermissionError:
+        raise Refused(f"task {spot.id} belongs to somebody else; only they can move it") from None
+    except FileExistsError:
+        raise Refused(f"{by.me.claims}: holds {spot.id} already. Run: spool check") from None
+    return tasks.load(by.me.claim_path(spot.id), spot.id)
+
+
+def _put(by: Verb, task: Task, *events: dict[str, Any]) -> Spot:
+    """Write the lines, then move a claimed task to where it now belongs."""
+    for event in events:
+        claim.write_line(by.me, task, event, sync=True)
+    if any(event["what"] == "change" for event in events):
+        task = tasks.load(task.path, task.id)
+    place = claim.place_of(task, time.time())
+    if place.line:
+        claim.write_line(by.me, task, {"time": units.now_stamp(), **place.line}, sync=True)
+    claim.hand_on(by.me, task.id, place, sync=True)
+    return Spot(place.state, place.group, task.id)
+
+
+def _only(spot: Spot, verb_name: str) -> None:
+    """Refuse a task that lies where this verb does not take it from."""
+    if spot.state in TAKES[verb_name]:
+        return
+    where = {State.WAITING: "waiting", State.READY: "ready", State.CREATED: "not admitted yet"}
+    what = where.get(spot.state, str(spot.state).lower())
+    hint = _advice(spot, verb_name)
+    raise Refused(f"task {spot.id} is {what}; {verb_name} is not possible.{hint}")
+
+
+def _advice(spot: Spot, verb_name: str) -> str:
+    if spot.state in FINAL and verb_name in ("hold", "release", "cancel"):
+        return f" To run it again: spool retry {spot.id}"
+    if spot.state is State.RUNNING:
+        return f" To stop it: spool cancel {spot.id}"
+    if verb_name in ("retry", "rm") and spot.state in QUEUED:
+        return f" To take it out: spool cancel {spot.id}"
+    return ""
+
+
+# -- the verbs -----------------------------------------------------------------------------------
+
+
+def hold(by: Verb, spot: Spot) -> Spot:
+    """READY, WAITING -> WAITING/held."""
+    _only(spot, "hold")
+    return _put(by, _grab(by, spot), by.event("held"))
+
+
+def release(by: Verb, spot: Spot) -> Spot:
+    """WAITING/held, WAITING/until -> where it belongs without that."""
+    _only(spot, "release")
+    waits = layout.until_moment(spot.group) is not None
+    more = {"until": "now"} if waits else {}
+    return _put(by, _grab(by, spot), by.event("released", **more))
+
+
+def retry(by: Verb, spot: Spot) -> Spot:
+    """A final state -> READY, WAITING, its attempts counted anew."""
+    _only(spot, "retry")
+    task = _grab_to_mend(by, spot)
+    manifest.changed(task.manifest, by.changes, f"task {spot.id}")
+    events = [by.event("change", set=by.changes)] if by.changes else []
+    reason = {"reason": "retry by a person", "stage": "run"}
+    return _put(by, task, *events, {**by.event("queued"), **reason})
+
+
+def _grab_to_mend(by: Verb, spot: Spot) -> Task:
+    """Claim a finished task whose manifest must be sound now, though it may not have been."""
+    path = spot.path(by.tree)
+    if spot.state is State.FAILED and files.exists(f"{path}/arrival"):
+        raise Refused(
+            f"task {spot.id} was no usable directory; mend {path}/arrival and drop it into"
+            f" {by.tree.state(State.CREATED)} again"
+        )
+    try:
+        task = _grab(by, spot)
+    except ManifestError as fault:
+        raise Refused(f"{fault}. Mend it there, then: spool retry {spot.id}") from None
+    if task.manifest.app and not files.exists(by.tree.app(task.manifest.app)):
+        claim.hand_on(by.me, spot.id, Place(spot.state, spot.group), sync=True)
+        raise Refused(f"there is no app {task.manifest.app!r}. Run: spool app")
+    return task
+
+
+def modify(by: Verb, spot: Spot) -> Spot:
+    """Lay changed keys over a manifest, by a `change` line; the task moves if its lane changed."""
+    if spot.state is State.RUNNING:
+        _check_changes(by, spot)
+        return _ask_owner(by, spot, "change", {"set": by.changes})
+    _only(spot, "modify")
+    _check_changes(by, spot)
+    if spot.state in FINAL and (wrong := ENDS.intersection(by.changes)):
+        key = min(wrong)
+        raise Refused(
+            f"task {spot.id} is {str(spot.state).lower()}; {key} would be too late."
+            f" To run it again with it: spool retry {spot.id} --{key.replace('_', '-')} ..."
+        )
+    task, change = _grab(by, spot), by.event("change", set=by.changes)
+    if spot.state in QUEUED:
+        return _put(by, task, change)
+    claim.write_line(by.me, task, change, sync=True)
+    claim.hand_on(by.me, task.id, Place(spot.state, spot.group), sync=True)
+    return spot
+
+
+def _check_changes(by: Verb, spot: Spot) -> None:
+    task = tasks.load(spot.path(by.tree), spot.id)
+    manifest.changed(task.manifest, by.changes, f"task {spot.id}")
+
+
+def remove(by: Verb, spot: Spot) -> Spot:
+    """A final state -> gone; seen/ keeps that it was here, and how it ended."""
+    _only(spot, "rm")
+    try:
+        if not files.move(spot.path(by.tree), by.me.claim_path(spot.id)):
+            raise FileNotFoundError(spot.id)
+    except PermissionError:
+        raise Refused(f"task {spot.id} belongs to somebody else; only they can remove it") from None
+    outcome = {"outcome": str(spot.state), "group": spot.group, "removed": units.now_stamp()}
+    files.make_folder(by.tree.folder("seen") + f"/{layout.shard_of(spot.id)}")
+    files.replace(by.tree.seen(spot.id), msgspec.json.encode(outcome) + b"\n")
+    grave = by.tree.tmp(by.me.name.partition(".")[2])
+    files.make_folder(grave)
+    files.move(by.me.claim_path(spot.id), f"{grave}/{spot.id}")
+    files.remove_tree(f"{grave}/{spot.id}")
+    files.remove_folder(grave)
+    return spot
+
+
+def cancel(by: Verb, spot: Spot) -> Spot:
+    """READY, WAITING, CREATED -> CANCELLED; a RUNNING task's owner is asked, until it is done."""
+    if spot.state is State.CREATED:
+        return _cancel_arrival(by, spot)
+    if spot.state is State.RUNNING:
+        return _ask_owner(by, spot, "cancel", {})
+    _only(spot, "cancel")
+    return _put(by, _grab(by, spot), by.event("cancelled"))
+
+
+def _cancel_arrival(by: Verb, spot: Spot) -> Spot:
+    task_id = spot.id
+    if layout.parse_id(task_id) is None:
+        name = layout.as_name(claim.printable(spot.id))
+        task_id = layout.new_id(name, layout.lone_shard(time.time()))
+    if not files.is_folder(spot.path(by.tree)):
+        raise Refused(f"{spot.id} in CREATED is no directory; remove it by hand")
+    held = by.me.claim_path(f"{task_id}{layout.ARRIVING}")  # till it is cancelled, an arrival
+    if not files.move(spot.path(by.tree), held):
+        raise FileNotFoundError(spot.id)
+    path = f"{held}/{layout.HISTORY}"
+    if files.exists(path):
+        files.move_aside(path)
+    claim.append(
+        by.me, path, history.encode(by.event("cancelled", called=claim.printable(spot.id)))
+    )
+    files.sync(path)
+    files.move(held, by.me.claim_path(task_id))
+    place = Place(State.CANCELLED, layout.shard_of(task_id))
+    claim.hand_on(by.me, task_id, place, sync=True)
+    return Spot(place.state, place.group, task_id)
+
+
+# -- asking an owner -----------------------------------------------------------------------------
+
+
+def _ask_owner(by: Verb, spot: Spot, what: str, said: dict[str, Any]) -> Spot:
+    """Put a request into the inbox of the owner until the task shows that it was heard."""
+    if spot.id.endswith(layout.ARRIVING):
+        raise Refused(f"{spot.id} is just being admitted; try again in a moment")
+    deadline = time.monotonic() + by.wait_s
+    observer = takeover.Observer(by.me)
+    asked = by.event(what, **said)
+    while True:
+        _request(by, spot, what, asked)
+        time.sleep(ASK_EVERY_S)
+        by.me.beat_if_due()
+        now_at = tasks.find(by.tree, spot.id)
+        if now_at is None:
+            raise FileNotFoundError(spot.id)
+        if what == "cancel" and now_at.state in FINAL:
+            return now_at
+        if what == "change" and _heard(by, now_at, asked):
+            return now_at
+        if now_at.state is not State.RUNNING:
+            raise FileNotFoundError(spot.id)  # moved on: the verb starts again where it lies now
+        if observer.verdict(now_at.group) is Verdict.DEAD:
+            takeover.take_over(by.me, now_at.group, by.trusted)
+        if time.monotonic() > deadline:
+            raise Refused(
+                f"task {spot.id}: {spot.group} was asked and has not answered in"
+                f" {units.print_duration(by.wait_s)}; the request stays in its inbox"
+            )
+        spot = now_at
+
+
+def _request(by: Verb, spot: Spot, what: str, asked: dict[str, Any]) -> None:
+    path = by.tree.request(takeover.holder(spot.group), what, spot.id)
+    try:
+        files.write_new(path, msgspec.json.encode(asked) + b"\n")
+    except FileExistsError:
+        return
+    except FileNotFoundError:
+        return  # its owner has just ended: the next look tells
+
+
+def _heard(by: Verb, spot: Spot, asked: dict[str, Any]) -> bool:
+    try:
+        task = tasks.load(spot.path(by.tree), spot.id)
+    except (OSError, ManifestError):
+        return False
+    return all(task.story.changes.get(key) == value for key, value in asked["set"].items())

@@ -1,0 +1,514 @@
+"""files - the only rename, mkdir, fsync and listing; every call that touches the tree stands here.
+
+Owns   durable writes, moves, listings, appends; the seam that tests and benchmarks can watch.
+Never  decides where a task belongs, and never copies as a fallback for a rename.
+Fails  DiskFull, FileSystemFault: the disk is full, read-only, or the tree spans two mounts.
+       FileExistsError: the target of a move holds something already.
+       FileNotFoundError, PermissionError: as the system says, where the caller must decide.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, TypeVar
+
+from spool.errors import DiskFull, FileSystemFault, SpoolError
+
+T = TypeVar("T")
+Watcher = Callable[[str, str, tuple[Any, ...]], None]
+
+watcher: Watcher | None = None
+"""Called as watcher("before" or "after", operation, arguments) around every call; see `watch`."""
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+SCARCE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+UNKNOWN = (errno.EIO, errno.ETIMEDOUT, errno.EINTR, errno.ESHUTDOWN, errno.ENOTCONN, errno.ESTALE)
+LARGEST_MANIFEST = 1 << 20
+MOVE_TRIES = 100  # whoever empties a group removes it, maybe each time before we have moved into it
+UNANSWERED_TRIES = 3
+
+
+def watch(new: Watcher | None) -> None:
+    """Install a watcher: it may count, delay, raise or kill at any call. None removes it."""
+    global watcher
+    watcher = new
+
+
+def _do(operation: str, call: Callable[..., T], *arguments: Any, **options: Any) -> T:
+    if watcher is None:
+        return call(*arguments, **options)
+    watcher("before", operation, arguments)
+    result = call(*arguments, **options)
+    watcher("after", operation, arguments)
+    return result
+
+
+def explained(fault: OSError, path: str) -> Exception:
+    """`fault` as an error a person can act on, or itself where the caller must decide."""
+    if fault.errno in FULL:
+        return DiskFull(
+            f"{path}: {os.strerror(fault.errno)}. Nothing was lost: free space or inodes, try again"
+        )
+    if fault.errno == errno.EROFS:
+        return FileSystemFault(f"{path}: the file system is read-only")
+    if fault.errno == errno.EXDEV:
+        return FileSystemFault(
+            f"{path}: the spool spans two file systems, so nothing can be moved by rename."
+            " Run: spool doctor"
+        )
+    return fault
+
+
+@contextmanager
+def said_plainly() -> Iterator[None]:
+    """At a person's door: what the system refuses becomes an error that says where and why."""
+    try:
+        yield
+    except OSError as fault:
+        why = explained(fault, str(fault.filename or "the spool"))
+        if isinstance(why, SpoolError):
+            raise why from fault
+        raise FileSystemFault(f"{fault.filename or 'the spool'}: {fault.strerror}") from fault
+
+
+def is_passing(fault: OSError) -> bool:
+    """Whether a failure tells of the moment, and nothing of what was to be read."""
+    return fault.errno in UNKNOWN or fault.errno in SCARCE
+
+
+# -- moves ---------------------------------------------------------------------------------------
+
+
+def move(source: str, target: str) -> bool:
+    """Move a task by one rename; False if it is gone, that is: lost the race for it.
+
+    A missing target folder is made. A failed answer to a move that happened (a lost reply of a
+    network file system) is found out by listing. Raises FileExistsError if target is occupied.
+    """
+    opened, unanswered = False, 0
+    for _ in range(MOVE_TRIES):
+        try:
+            _do("rename", os.rename, source, target)
+        except FileNotFoundError:
+            if holds(target):
+                return True
+            if not holds(source):
+                return False
+            make_folder(os.path.dirname(target))
+        except PermissionError:
+            # Moving a directory rewrites its "..", so it must itself be writable.
+            if opened or not open_up(source):
+                raise
+            opened = True
+        except OSError as fault:
+            if fault.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                raise FileExistsError(fault.errno, "already there", target) from None
+            if fault.errno not in UNKNOWN:
+                raise explained(fault, target) from fault
+            if (answer := _settled(source, target)) is not None:
+                return answer
+            if (unanswered := unanswered + 1) == UNANSWERED_TRIES:
+                break
+        else:
+            return True
+    raise FileSystemFault(f"{source}: cannot be moved to {target}. Run: spool doctor")
+
+
+def _settled(source: str, target: str) -> bool | None:
+    """Whether a rename whose answer was lost happened; None if it must be tried again."""
+    if holds(target):
+        return True
+    return None if holds(source) else False
+
+
+def holds(path: str) -> bool:
+    """Whether a path is there, by a fresh listing of its folder (a cached stat may lie)."""
+    folder, name = os.path.split(path)
+    return name in names(folder)
+
+
+def open_up(folder: str) -> bool:
+    """Give a task directory its owner's rights back; False if that is not ours to do."""
+    try:
+        if not stat.S_ISDIR(os.lstat(folder).st_mode):
+            return False
+        _do("chmod", os.chmod, folder, 0o700)
+    except OSError:
+        return False
+    return True
+
+
+# -- folders -------------------------------------------------------------------------------------
+
+
+def make_folder(path: str) -> bool:
+    """Make a folder and what is missing above it; False if it was there."""
+    try:
+        _do("mkdir", os.mkdir, path)
+    except FileExistsError:
+        return False
+    except FileNotFoundError:
+        make_folder(os.path.dirname(path))
+        return make_folder(path)
+    except OSError as fault:
+        raise explained(fault, path) from fault
+    return True
+
+
+def new_folder(path: str) -> None:
+    """Make a folder that must not exist. Raises FileExistsError, FileNotFoundError."""
+    try:
+        _do("mkdir", os.mkdir, path)
+    except (FileExistsError, FileNotFoundError):
+        raise
+    except OSError as fault:
+        raise explained(fault, path) from fault
+
+
+def remove_folder(path: str) -> bool:
+    """Remove a folder if it is empty."""
+    try:
+        _do("rmdir", os.rmdir, path)
+    except OSError:
+        return False
+    return True
+
+
+def remove_tree(path: str) -> None:
+    """Delete a tree without following links; what is gone already is no error."""
+    import shutil
+
+    def mend(call: Callable[..., Any], where: str, fault: BaseException) -> None:
+        if isinstance(fault, FileNotFoundError):
+            return
+        raise fault
+
+    _unlock(path)
+    try:
+        _do("rmtree", _rmtree, shutil.rmtree, path, mend)
+    except OSError as fault:
+        if fault.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise explained(fault, path) from fault
+        _rmtree(shutil.rmtree, path, mend)  # somebody put something in meanwhile: a request
+
+
+def _rmtree(rmtree: Any, path: str, mend: Callable[..., Any]) -> None:
+    rmtree(path, onerror=lambda call, where, info: mend(call, where, info[1]))
+
+
+def _unlock(path: str) -> None:
+    with suppress(OSError, SpoolError):  # what cannot be opened up, the removal itself complains of
+        os.chmod(path, 0o700)
+        for folder in folders_below(path):
+            os.chmod(folder, 0o700)
+
+
+def folders_below(path: str) -> Iterator[str]:
+    """The folders below a folder, links not followed, each before what it holds, however deep."""
+    left = [path]
+    while left:
+        here = left.pop()
+        found = [f"{here}/{name}" for name in names(here) if is_folder(f"{here}/{name}")]
+        left += found
+        yield from found
+
+
+def names(folder: str) -> list[str]:
+    """The names in a folder, [] if it is not there; a rumour by the time it is read."""
+    try:
+        return _do("list", os.listdir, folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as fault:
+        if fault.errno == errno.ESTALE:
+            return []
+        raise explained(fault, folder) from fault
+
+
+def scan(folder: str) -> Iterator[os.DirEntry[str]]:
+    """The entries of a folder, streamed; nothing if it is not there."""
+    try:
+        entries = _do("list", os.scandir, folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as fault:
+        raise explained(fault, folder) from fault
+    with entries:
+        yield from entries
+
+
+def is_folder(path: str) -> bool:
+    """Whether path is a folder itself, not a link to one."""
+    try:
+        return stat.S_ISDIR(_do("stat", os.lstat, path).st_mode)
+    except OSError:
+        return False
+
+
+def is_plain(path: str) -> bool:
+    """Whether path is a plain file itself, not a link to one."""
+    try:
+        return stat.S_ISREG(_do("stat", os.lstat, path).st_mode)
+    except OSError:
+        return False
+
+
+def exists(path: str) -> bool:
+    """Whether something is there, by one look; on a network file system a "no" may be stale."""
+    try:
+        _do("stat", os.lstat, path)
+    except OSError:
+        return False
+    return True
+
+
+# -- files ---------------------------------------------------------------------------------------
+
+
+def write_new(path: str, content: bytes, *, sync: bool = False, mode: int = 0o666) -> None:
+    """Create a file that must not exist. Raises FileExistsError, FileNotFoundError."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        file = _do("create", os.open, path, flags, mode)
+        try:
+            _write(file, content)
+            if sync:
+                _do("fsync", os.fsync, file)
+        except OSError:
+            with suppress(OSError):
+                os.unlink(path)  # half a file, or one whose pages the kernel has dropped
+            raise
+        finally:
+            os.close(file)
+    except (FileExistsError, FileNotFoundError):
+        raise
+    except OSError as fault:
+        raise explained(fault, path) from fault
+
+
+def _write(file: int, content: bytes) -> None:
+    written = os.write(file, content)
+    while written < len(content):
+        written += os.write(file, content[written:])
+
+
+def replace(path: str, content: bytes, *, sync: bool = False) -> None:
+    """Write a file whole: aside, then renamed over the old one."""
+    aside = f"{path}.{os.getpid()}.tmp"
+    with suppress(FileNotFoundError):
+        os.unlink(aside)
+    write_new(aside, content, sync=sync)
+    try:
+        _do("rename", os.replace, aside, path)
+    except OSError as fault:
+        with suppress(OSError):
+            os.unlink(aside)
+        raise explained(fault, path) from fault
+
+
+def overwrite(path: str, content: bytes) -> None:
+    """Write over the start of a file in place. Raises FileNotFoundError."""
+    file = _do("open", os.open, path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.pwrite(file, content, 0)
+    finally:
+        os.close(file)
+
+
+def append(path: str, content: bytes, *, create: bool = True, heal: bool = True) -> None:
+    """Append whole lines, opened by full path for each call.
+
+    `heal` first ends a line that a dying writer tore. Raises FileNotFoundError without `create`.
+    """
+    flags = os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    operation = "create" if create else "open"
+    try:
+        file = _do(operation, os.open, path, flags | (os.O_CREAT if create else 0), 0o666)
+        try:
+            if heal and _torn(file):
+                content = b"\n" + content
+            _do("write", _write, file, content)
+        except OSError:
+            with suppress(OSError):
+                _cut_torn(file)
+            raise
+        finally:
+            os.close(file)
+    except (FileNotFoundError, PermissionError):
+        raise
+    except OSError as fault:
+        raise explained(fault, path) from fault
+
+
+def _cut_torn(file: int) -> None:
+    """Take back the piece of a line that a full disk still took, so that it can be told again."""
+    size = os.fstat(file).st_size
+    tail = os.pread(file, 65536, max(0, size - 65536))
+    os.ftruncate(file, size - len(tail) + tail.rfind(b"\n") + 1)
+
+
+def _torn(file: int) -> bool:
+    size = os.fstat(file).st_size
+    return size > 0 and os.pread(file, 1, size - 1) != b"\n"
+
+
+def open_output(path: str) -> int:
+    """Create a file for a program to write to. Raises FileExistsError: something is there."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+    return _do("create", os.open, path, flags, 0o666)
+
+
+def rename_file(source: str, target: str) -> None:
+    """Rename a plain file inside a task we own."""
+    _do("rename", os.rename, source, target)
+
+
+def move_aside(path: str) -> str:
+    """Rename a file to the first free PATH.1, PATH.2, ...; the new path."""
+    folder, name = os.path.split(path)
+    taken = set(names(folder))
+    number = 1
+    while f"{name}.{number}" in taken:
+        number += 1
+    aside = f"{path}.{number}"
+    rename_file(path, aside)
+    return aside
+
+
+def unlink(path: str) -> bool:
+    """Remove a file; False if it is gone."""
+    try:
+        _do("unlink", os.unlink, path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def link(source: str, target: str) -> bool:
+    """Give a file a second name; False if that name is taken."""
+    try:
+        _do("link", os.link, source, target)
+    except FileExistsError:
+        return False
+    except FileNotFoundError:
+        make_folder(os.path.dirname(target))
+        return link(source, target)
+    return True
+
+
+def read(path: str, limit: int = 1 << 26) -> bytes | None:
+    """A regular file's bytes, at most `limit`; None if it is not there."""
+    try:
+        file = _do("open", os.open, path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
+        return _read(file, limit)
+    finally:
+        os.close(file)
+
+
+def _read(file: int, limit: int) -> bytes:
+    content = os.read(file, min(limit, 65536))
+    if len(content) < 65536:
+        return content
+    parts = [content]
+    limit -= len(content)
+    while limit > 0 and (part := os.read(file, min(limit, 1 << 20))):
+        parts.append(part)
+        limit -= len(part)
+    return b"".join(parts)
+
+
+def read_trusted(folder: str, name: str, trusted: frozenset[int]) -> bytes:
+    """A task's file, reached without following links, owned by a user we trust.
+
+    Raises FileNotFoundError if folder or file is gone, PermissionError with the reason otherwise.
+    """
+    here = _open_safely(folder, os.O_DIRECTORY, None)
+    try:
+        owner = os.fstat(here).st_uid
+        if owner not in trusted:
+            raise PermissionError(errno.EPERM, f"belongs to user {owner}, who is not trusted")
+        file = _open_safely(name, 0, here)
+    finally:
+        os.close(here)
+    try:
+        found = os.fstat(file)
+        if reason := _unsafe(found, trusted):
+            raise PermissionError(errno.EPERM, f"{name} {reason}")
+        return _read(file, LARGEST_MANIFEST)
+    finally:
+        os.close(file)
+
+
+def _open_safely(path: str, extra: int, inside: int | None) -> int:
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | extra
+    try:
+        return _do("open", os.open, path, flags, dir_fd=inside)
+    except OSError as fault:
+        if fault.errno in (errno.ELOOP, errno.ENOTDIR, errno.ENXIO):
+            raise PermissionError(errno.EPERM, f"{path} is a link or no plain file") from None
+        raise
+
+
+def _unsafe(found: os.stat_result, trusted: frozenset[int]) -> str:
+    if not stat.S_ISREG(found.st_mode):
+        return "is no plain file"
+    if found.st_uid not in trusted:
+        return f"belongs to user {found.st_uid}, who is not trusted"
+    if found.st_nlink != 1:
+        return "has a second hard link"
+    if found.st_mode & stat.S_IWOTH:
+        return "can be written by everyone"
+    if found.st_size > LARGEST_MANIFEST:
+        return f"is larger than {LARGEST_MANIFEST} bytes"
+    return ""
+
+
+# -- durability ----------------------------------------------------------------------------------
+
+
+def sync(path: str) -> bool:
+    """Make a file or folder durable; False if it is gone.
+
+    A failed fsync is final: the kernel has dropped the pages, so a second try would lie.
+    """
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    try:
+        _do("fsync", os.fsync, file)
+    except OSError as fault:
+        raise explained(fault, path) from fault
+    finally:
+        os.close(file)
+    return True
+
+
+def sync_all(path: str) -> None:
+    """Make everything on path's file system durable with one syncfs(2)."""
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    file = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if _do("syncfs", libc.syncfs, file) != 0:
+            fault = OSError(ctypes.get_errno(), "syncfs failed")
+            raise explained(fault, path) from fault
+    finally:
+        os.close(file)
+
+
+def sync_below(folder: str) -> None:
+    """Make every plain file and folder below a directory durable, the directory last."""
+    for here in reversed([folder, *folders_below(folder)]):
+        for name in names(here):
+            if is_plain(f"{here}/{name}"):
+                sync(f"{here}/{name}")
+        sync(here)

@@ -1,0 +1,122 @@
+"""processes - find and kill what carries a mark; and the guard that does so when its owner dies.
+
+Owns   the environment mark of a launcher's tasks; reading /proc.
+Never  touches the spool, and imports nothing outside the standard library: the guard runs this file
+       by its path, so that nothing it needs can stall with the spool's file server.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Collection
+from contextlib import suppress
+
+MARK = "SPOOL_LAUNCHER"
+"""The environment variable that every process of a launcher's tasks carries."""
+
+SIGKILL = 9  # by number: every submission imports this file, and signal(3)'s enums are slow
+KILL_WAIT_S = 10.0
+BEAT, DONE = b".", b"q"
+
+
+def process_start(pid: int) -> int | None:
+    """The start time of a living process, clock ticks since boot; None if it is gone or a zombie.
+
+    Field 22 of /proc/PID/stat, proc(5).
+    """
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in (b"Z", b"X") else int(fields[19])
+
+
+def environment(pid: int) -> dict[bytes, bytes]:
+    """The environment a process was started with; {} if it is gone or not ours to read."""
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            pairs = (entry.partition(b"=") for entry in file.read().split(b"\0"))
+            return {name: value for name, _, value in pairs}
+    except OSError:
+        return {}
+
+
+def session(pid: int) -> int:
+    """The session a living process belongs to, field 6 of /proc/PID/stat; 0 if it is gone."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return int(file.read().rpartition(b")")[2].split()[3])
+    except OSError:
+        return 0
+
+
+def marked(owner: str, sessions: Collection[int] = ()) -> list[int]:
+    """The living processes, but this one, that carry an owner's mark or are in these sessions."""
+    name, value, found = MARK.encode(), owner.encode(), []
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit() or int(entry) == os.getpid():
+            continue
+        pid = int(entry)
+        theirs = environment(pid).get(name) == value or bool(sessions and session(pid) in sessions)
+        if theirs and process_start(pid) is not None:
+            found.append(pid)
+    return found
+
+
+def kill_marked(owner: str, sessions: Collection[int] = (), *, wait_s: float = KILL_WAIT_S) -> bool:
+    """SIGKILL every process that carries an owner's mark or is in these sessions.
+
+    Until none is left; False if some live on after `wait_s` seconds (in uninterruptible sleep, or
+    another user's).
+    """
+    deadline = time.monotonic() + wait_s
+    while found := marked(owner, sessions):
+        for pid in found:
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, SIGKILL)
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def guard(owner: str, fence_s: float) -> None:
+    """Read the owner's pipe on standard input; kill its tasks when it closes or no beat comes.
+
+    A line is "." (a beat), "+PID" or "-PID" (the session of a task that began or ended), or "q".
+    """
+    import select
+    import signal
+
+    for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ignored, signal.SIG_IGN)
+    sessions: set[int] = set()
+    fence_at, rest = time.monotonic() + fence_s, b""
+    while True:
+        heard, _, _ = select.select([0], [], [], max(0.0, fence_at - time.monotonic()))
+        said = os.read(0, 65536) if heard else b""
+        *lines, rest = (rest + said).split(b"\n")
+        _note(sessions, lines)
+        if DONE in lines:
+            return
+        if (heard and not said) or time.monotonic() >= fence_at:
+            kill_marked(owner, sessions)
+        if heard and not said:
+            return
+        if BEAT in lines or not heard:
+            fence_at = time.monotonic() + fence_s
+
+
+def _note(sessions: set[int], lines: list[bytes]) -> None:
+    for line in lines:
+        if line[:1] == b"+":
+            sessions.add(int(line[1:]))
+        elif line[:1] == b"-":
+            sessions.discard(int(line[1:]))
+
+
+if __name__ == "__main__":
+    guard(sys.argv[1], float(sys.argv[2]))

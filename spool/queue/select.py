@@ -1,0 +1,166 @@
+"""select - one grammar for which tasks a verb means.
+
+A word is an id, the beginning of an id, or a glob over ids (* ? [...]), optionally STATE/GROUP/ID
+as `ls` and `path` print it. Words are alternatives; state, workflow, name, tag and since each
+narrow what the words leave. Nothing said means everything.
+Never  changes anything; reads a manifest only where the question needs it.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+from spool import units
+from spool.errors import ManifestError, NoSuchTask
+from spool.queue import layout, shape, tasks
+from spool.queue.layout import State, Tree
+from spool.queue.tasks import Spot, Task
+
+ORDER = (
+    State.CREATED,
+    State.WAITING,
+    State.READY,
+    State.RUNNING,
+    State.FINISHED,
+    State.FAILED,
+    State.CANCELLED,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which tasks. words: ids, beginnings, globs; since: epoch seconds, 0 for ever."""
+
+    words: tuple[str, ...] = ()
+    states: tuple[State, ...] = ()
+    workflow: str = ""
+    name: str = ""
+    tags: tuple[str, ...] = ()
+    since: float = 0.0
+
+    @property
+    def everything(self) -> bool:
+        """Whether nothing at all narrows it."""
+        return self == Selection()
+
+    @property
+    def needs_manifest(self) -> bool:
+        """Whether tasks must be opened to answer."""
+        return bool(self.workflow or self.tags or self.since)
+
+
+def plain_word(word: str) -> str:
+    """The id in a word that may be a path such as READY/c1@26112215-00/ID."""
+    return os.path.basename(word.rstrip("/")) if "/" in word else word
+
+
+def find(tree: Tree, selection: Selection) -> Iterator[Spot]:
+    """The tasks that are meant, streamed, by state, group and id. Raises NoSuchTask.
+
+    An empty word means nothing: it is what a script's unset variable leaves of `cancel "$id"`.
+    """
+    words = tuple(plain_word(word) for word in selection.words)
+    if "" in words:
+        raise NoSuchTask("an empty word names no task. Run: spool ls")
+    states = selection.states or ORDER
+    if words and all(layout.parse_id(word) for word in words):
+        yield from _by_id(tree, words, selection, states)
+        return
+    for spot in tasks.spots(tree, tuple(state for state in ORDER if state in states)):
+        if matches(tree, spot, selection, words):
+            yield spot
+
+
+def _by_id(
+    tree: Tree, words: tuple[str, ...], selection: Selection, states: tuple[State, ...]
+) -> Iterator[Spot]:
+    """Whole ids are looked up where their shard says, without a walk."""
+    for word in dict.fromkeys(words):
+        spot = tasks.find(tree, word) or _arrival(tree, word)
+        if spot and spot.state in states and matches(tree, spot, selection, words):
+            yield spot
+
+
+def _arrival(tree: Tree, name: str) -> Spot | None:
+    return next((spot for spot in tasks.arrivals(tree) if spot.id == name), None)
+
+
+def matches(tree: Tree, spot: Spot, selection: Selection, words: tuple[str, ...]) -> bool:
+    """Whether one task is meant; a task that vanishes while we look is not."""
+    if words and not any(_is_meant(spot.id, word) for word in words):
+        return False
+    if selection.name and not _named(spot.id, selection.name):
+        return False
+    if not selection.needs_manifest or not _lane_allows(spot, selection.workflow):
+        return not selection.needs_manifest
+    try:
+        task = tasks.load(spot.path(tree), spot.id)
+    except (OSError, ManifestError):
+        return False
+    return _manifest_allows(task, selection)
+
+
+def _is_meant(task_id: str, word: str) -> bool:
+    if any(mark in word for mark in "*?["):
+        return fnmatch.fnmatchcase(task_id, word)
+    return task_id.startswith(word)
+
+
+def _named(task_id: str, pattern: str) -> bool:
+    parts = layout.parse_id(task_id)
+    return fnmatch.fnmatchcase(parts.name if parts else task_id, pattern)
+
+
+def _lane_allows(spot: Spot, workflow: str) -> bool:
+    """A READY task's lane already names its workflow, so most need not be opened."""
+    if spot.state is not State.READY or not workflow or any(mark in workflow for mark in "*?["):
+        return True
+    try:
+        return _workflow_of(spot.group) == shape.name_token(workflow)
+    except ValueError:
+        return True
+
+
+@lru_cache(maxsize=4096)
+def _workflow_of(group: str) -> str:
+    return shape.parse(group)[0].workflow
+
+
+def _manifest_allows(task: Task, selection: Selection) -> bool:
+    wanted = task.manifest
+    if selection.workflow and not fnmatch.fnmatchcase(wanted.workflow, selection.workflow):
+        return False
+    if not all(tag in wanted.tags for tag in selection.tags):
+        return False
+    return not selection.since or submitted_at(task) >= selection.since
+
+
+def submitted_at(task: Task) -> float:
+    """When a task entered the spool, epoch seconds: by its manifest, its arrival, or its shard."""
+    told = task.manifest.submitted.time if task.manifest.submitted else ""
+    told = told or str((task.story.arrived or {}).get("time", ""))
+    try:
+        return units.read_stamp(told)
+    except ValueError:
+        parts = layout.parse_id(task.id)
+        return layout.shard_hour(parts.shard) if parts else 0.0
+
+
+def one(tree: Tree, word: str) -> Spot:
+    """The single task a word means. Raises NoSuchTask: none, or several."""
+    found: list[Spot] = []
+    for spot in find(tree, Selection(words=(word,))):
+        found.append(spot)
+        if len(found) > 3:
+            break
+    if not found:
+        raise NoSuchTask(f"no task matches {word!r}. Run: spool ls")
+    exact = [spot for spot in found if spot.id == plain_word(word)]
+    if len(found) > 1 and not exact:
+        some = ", ".join(spot.id for spot in found[:3])
+        raise NoSuchTask(f"{word!r} means several tasks ({some}, ...); write more of the id")
+    return (exact or found)[0]

@@ -1,0 +1,266 @@
+"""submit - from a manifest to a task in the queue: built in tmp/, synced, then made visible.
+
+Owns   tmp/HOST.BOOT.PID.RAND/ while it lives.
+Never  shows a task before its manifest is durable, and never shows half a task.
+Fails  DiskFull, FileSystemFault: nothing became visible that was not told; a failure between the
+       moves of a batch is told after the ids that were moved.
+
+Many tasks: each group of a batch is built as a folder of its own and enters READY/ with one
+rename where that group is not there yet; into a group that is there the tasks move one by one.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from types import TracebackType
+
+import msgspec
+
+from spool import units
+from spool.errors import SpoolError
+from spool.queue import files, layout, manifest, owner
+from spool.queue.history import Story
+from spool.queue.layout import State, Tree
+from spool.queue.manifest import Manifest, Submitted
+from spool.queue.place import next_place
+
+FEW = 50  # below this, one fsync a file is cheaper than flushing the whole file system
+Fill = Callable[[str], None]
+_NO_STORY = Story()
+
+
+def submit(tree: Tree, wanted: Manifest, fill: Fill | None = None) -> str:
+    """Submit one task durably; its id. `fill(directory)` may put files beside the manifest."""
+    with files.said_plainly():
+        return _submit(tree, wanted, fill)
+
+
+def _submit(tree: Tree, wanted: Manifest, fill: Fill | None) -> str:
+    now = time.time()
+    task_id = layout.new_id(task_name(wanted), layout.lone_shard(now))
+    stamped = _stamped(wanted, task_id, _submitted(now))
+    nest = _make_nest(tree)
+    try:
+        built = f"{nest}/{task_id}"
+        _build(built, stamped, fill, sync=True)
+        if fill:
+            files.sync_all(nest)
+        files.sync(built)
+        place = next_place(task_id, stamped, _NO_STORY, {}, now)
+        _move_new(built, tree.task(place.state, place.group, task_id))
+        files.sync(tree.group(place.state, place.group))
+        files.sync(tree.state(place.state))
+    finally:
+        _leave_nest(nest)
+    return task_id
+
+
+class Submitter:
+    """Submit many tasks, a batch at a time; use as a context manager.
+
+    `shown` is called with the ids of each batch once it is durable and visible. With `hold_back`
+    nothing becomes visible before `finish`; without `finish` nothing of the last batch does.
+    """
+
+    def __init__(
+        self,
+        tree: Tree,
+        shown: Callable[[list[str]], None] | None = None,
+        *,
+        hold_back: bool = False,
+    ) -> None:
+        self.tree = tree
+        self.shown = shown
+        self.hold_back = hold_back
+        self.count = 0
+        self._counter = int.from_bytes(os.urandom(2), "big")
+        self._left = 0
+        self._shard = ""
+        self._tails: list[str] = []
+        self._batch: list[tuple[State, str, str]] = []
+        self._groups: dict[tuple[State, str], str] = {}
+
+    def __enter__(self) -> Submitter:
+        with files.said_plainly():
+            self.nest = _make_nest(self.tree)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        fault: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        _leave_nest(self.nest)
+
+    def add(self, wanted: Manifest, fill: Fill | None = None) -> str:
+        """Build one task; its id. It becomes visible with its batch."""
+        if not self._left:
+            self._next_shard()
+        task_id = f"{task_name(wanted)}.{self._shard}-{self._tails.pop()}"
+        stamped = _stamped(wanted, task_id, self._submitted)
+        state, group, _ = next_place(task_id, stamped, _NO_STORY, {}, self._now)
+        with files.said_plainly():
+            _build(f"{self._folder(state, group)}/{task_id}", stamped, fill)
+        self._batch.append((state, group, task_id))
+        self._left -= 1
+        self.count += 1
+        return task_id
+
+    def finish(self) -> None:
+        """Make durable and show all that was built."""
+        self._show()
+
+    def _next_shard(self) -> None:
+        if not self.hold_back:
+            self._show()
+        self._now = time.time()
+        self._submitted = _submitted(self._now)
+        self._shard = layout.shard(self._now, self._counter)
+        self._counter += 1
+        self._left = layout.SHARD_SIZE
+        self._tails = layout.random_tails(layout.SHARD_SIZE)
+
+    def _folder(self, state: State, group: str) -> str:
+        key = (state, group)
+        if (folder := self._groups.get(key)) is None:
+            folder = self._groups[key] = f"{self.nest}/{state}={group}"
+            files.make_folder(folder)
+        return folder
+
+    def _show(self) -> None:
+        if not self._batch:
+            return
+        with files.said_plainly():
+            self._sync()
+            try:
+                for (state, group), folder in self._groups.items():
+                    _show_group(folder, self.tree.group(state, group))
+            except (OSError, SpoolError):
+                self._tell(self._left_the_nest())
+                raise
+            self._tell([task_id for _, _, task_id in self._batch])
+
+    def _left_the_nest(self) -> list[str]:
+        """What of a batch is in the queue, though its moves were cut short."""
+        from spool.queue import tasks
+
+        present = {key: set(files.names(folder)) for key, folder in self._groups.items()}
+        left = [one for state, group, one in self._batch if one not in present[state, group]]
+        return [task_id for task_id in left if tasks.find(self.tree, task_id)]
+
+    def _tell(self, ids: list[str]) -> None:
+        """Make what was moved durable, and say so."""
+        for state in {state for state, _ in self._groups}:
+            files.sync(self.tree.state(state))
+        self._batch, self._groups = [], {}
+        if self.shown and ids:
+            self.shown(ids)
+
+    def _sync(self) -> None:
+        if len(self._batch) >= FEW:
+            files.sync_all(self.nest)
+            return
+        for state, group, task_id in self._batch:
+            files.sync_below(f"{self._groups[state, group]}/{task_id}")
+        for folder in self._groups.values():
+            files.sync(folder)
+
+
+def task_name(wanted: Manifest) -> str:
+    """The name a task gets in its id: its own, else its program's."""
+    if wanted.name:
+        return wanted.name
+    if wanted.app:
+        return wanted.app
+    command = wanted.command or "task"
+    first = command.split()[0] if isinstance(command, str) else command[0]
+    return layout.as_name(os.path.basename(first))
+
+
+def folder_filler(source: str, *, move: bool = False) -> Fill:
+    """A `fill` that copies a directory's contents into the task (links stay links)."""
+
+    def fill(built: str) -> None:
+        for entry in sorted(os.listdir(source)):
+            if entry in (layout.MANIFEST, layout.HISTORY):
+                continue
+            _copy(f"{source}/{entry}", f"{built}/{entry}", move=move)
+
+    return fill
+
+
+def file_filler(source: str, name: str) -> Fill:
+    """A `fill` that copies one file into the task under `name`, with its mode."""
+
+    def fill(built: str) -> None:
+        _copy(source, f"{built}/{name}", move=False)
+
+    return fill
+
+
+def _copy(source: str, target: str, *, move: bool) -> None:
+    import shutil
+
+    try:
+        if move:
+            shutil.move(source, target)
+        elif os.path.isdir(source) and not os.path.islink(source):
+            shutil.copytree(source, target, symlinks=True)
+        else:
+            shutil.copy2(source, target, follow_symlinks=False)
+    except OSError as fault:
+        why = files.explained(fault, target)
+        raise why if isinstance(why, SpoolError) else SpoolError(f"{source}: {fault}") from None
+
+
+def _stamped(wanted: Manifest, task_id: str, submitted: Submitted) -> Manifest:
+    return msgspec.structs.replace(wanted, id=task_id, submitted=submitted)
+
+
+def _submitted(now: float) -> Submitted:
+    return Submitted(time=units.stamp(now), by=owner.user_name(), host=os.uname().nodename)
+
+
+def _make_nest(tree: Tree) -> str:
+    nest = tree.tmp(nest_name())
+    files.make_folder(nest)
+    return nest
+
+
+def nest_name() -> str:
+    """A fresh name for this process's folder in tmp/."""
+    place = owner.here()
+    return layout.owner_name("tmp", place.host, place.boot, place.pid).removeprefix("tmp.")
+
+
+def _leave_nest(nest: str) -> None:
+    if not files.remove_folder(nest):
+        files.remove_tree(nest)
+
+
+def _build(built: str, stamped: Manifest, fill: Fill | None, *, sync: bool = False) -> None:
+    files.new_folder(built)
+    if fill:
+        fill(built)
+    content = manifest.encode(stamped)
+    files.write_new(f"{built}/{layout.MANIFEST}", content, sync=sync)
+
+
+def _show_group(folder: str, target: str) -> None:
+    """One rename for the whole group where it is new; else task by task."""
+    with suppress(FileExistsError):
+        _move_new(folder, target)
+        return
+    for task_id in files.names(folder):
+        _move_new(f"{folder}/{task_id}", f"{target}/{task_id}")
+    files.remove_folder(folder)
+    files.sync(target)
+
+
+def _move_new(built: str, target: str) -> None:
+    if not files.move(built, target):
+        raise SpoolError(f"{built}: vanished before it was submitted; somebody emptied tmp/")

@@ -1,0 +1,246 @@
+"""takeover - dead owners: the evidence, and what becomes of their tasks.
+
+Owns   the moves RUNNING/L -> RUNNING/L~T -> where each task belongs.
+Never  compares two clocks, trusts a modification time, or touches a live owner's tasks.
+Fails  LeaseLost: the taker itself was taken over.
+
+Evidence, best first: the owner said that it ended; on the same boot and pid namespace its process
+is gone; else its heartbeat's token did not change for `dead` seconds of our own monotonic clock.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from itertools import chain
+from typing import Any
+
+from spool import units
+from spool.errors import ManifestError
+from spool.queue import admit, claim, files, layout, owner, processes, tasks
+from spool.queue.layout import State, Tree
+from spool.queue.owner import Here, Owner
+from spool.queue.tasks import Task
+
+LOOKS_WITHIN_S = 5.0  # a launcher looks every two seconds, however often owners beat
+
+
+class Verdict(Enum):
+    """What is known of an owner."""
+
+    ALIVE = "alive"
+    DEAD = "dead"
+    UNDECIDED = "undecided"
+
+
+@dataclass(slots=True)
+class Silence:
+    """The last token read from an owner, and since when, on our clock, it has not changed.
+
+    alive says that our own eyes saw it change.
+    """
+
+    token: bytes | None
+    since: float
+    looked: float
+    alive: bool = False
+
+
+class Observer:
+    """Watches other owners for one owner; keeps what it saw between looks."""
+
+    def __init__(self, me: Owner, clock: Callable[[], float] = time.monotonic) -> None:
+        self.me = me
+        self.tree = me.tree
+        self.clock = clock
+        self.place = owner.here()
+        self.silences: dict[str, Silence] = {}
+
+    def look(self) -> tuple[list[str], bool]:
+        """RUNNING groups whose holder is dead, and whether any other is still undecided.
+
+        Owners are looked at from our own name onward, up to the first one that our own eyes saw
+        alive: so each owner has a watcher, and the work does not grow with their square.
+        """
+        dead, undecided = self._begun(), False
+        for group in self._neighbours():
+            verdict = self.verdict(group)
+            if verdict is Verdict.DEAD:
+                dead.append(group)
+            elif verdict is Verdict.UNDECIDED:
+                undecided = True
+            else:
+                break
+        return dead, undecided
+
+    def _begun(self) -> list[str]:
+        """What we took over ourselves and could not finish: a full disk came between."""
+        groups = tasks.groups(self.tree, State.RUNNING)
+        return [group for group in groups if group.endswith(f"~{self.me.name}")]
+
+    def _neighbours(self) -> list[str]:
+        groups = tasks.groups(self.tree, State.RUNNING)
+        others = [group for group in groups if holder(group) != self.me.name]
+        return [g for g in others if g > self.me.name] + [g for g in others if g <= self.me.name]
+
+    def verdict(self, group: str) -> Verdict:
+        """What is known of the holder of a RUNNING group."""
+        name = holder(group)
+        record = owner.read_record(self.tree, name)
+        if record.get("ended"):
+            return Verdict.DEAD
+        known = on_this_host(name, record, self.place)
+        return known or self._by_token(name)
+
+    def _by_token(self, name: str) -> Verdict:
+        settings, now = self.me.settings, self.clock()
+        token = files.read(self.tree.owner(name, layout.HEARTBEAT), 256)
+        before = self.silences.get(name)
+        if before is None or before.token != token:
+            self.silences[name] = Silence(token, now, now, alive=before is not None)
+            return Verdict.ALIVE if before else Verdict.UNDECIDED
+        away, before.looked = now - before.looked, now
+        if away > max(2 * settings.lease_beat_s, LOOKS_WITHIN_S):
+            before.since = now  # we were away ourselves: the count starts again
+        quiet = now - before.since
+        if quiet >= settings.lease_dead_s:
+            return Verdict.DEAD
+        steady = before.alive and quiet < 2 * settings.lease_beat_s
+        return Verdict.ALIVE if steady else Verdict.UNDECIDED
+
+
+def holder(group: str) -> str:
+    """Who holds a RUNNING group: its owner, or its taker."""
+    return group.rpartition("~")[2]
+
+
+def on_this_host(name: str, record: dict[str, Any], place: Here) -> Verdict | None:
+    """What the process table says; None if the owner runs where we cannot look."""
+    parts = layout.parse_owner(name)
+    if parts is None or parts.boot != place.boot:
+        return None
+    started = processes.process_start(parts.pid)
+    told = record.get("process_start")
+    alive = started is not None and (told is None or told == started)
+    return Verdict.ALIVE if alive else Verdict.DEAD
+
+
+def take_over(me: Owner, group: str, trusted: frozenset[int]) -> int:
+    """Take a dead holder's RUNNING group and decide each of its tasks; how many were moved on.
+
+    0 too if another taker was faster, or if processes of the dead owner are still dying.
+    """
+    dead, last = group.partition("~")[0], holder(group)
+    mine = layout.claims_group(dead, me.name)
+    if group != mine:
+        source = me.tree.group(State.RUNNING, group)
+        if not os.access(source, os.W_OK) or not kill_left(owner.here(), {dead, last}):
+            return 0  # another user's, or still dying
+        if not _rename_group(source, me.tree.group(State.RUNNING, mine)):
+            return 0
+    held, why = me.within(mine), Ending.of(me.tree, dead, last)
+    moved = 0
+    for name in files.names(held.claims):
+        _settle(held, name, dead, why, trusted)
+        me.beat_if_due()
+        moved += 1
+    files.remove_folder(held.claims)
+    _bury(me, {dead, last})
+    return moved
+
+
+def _rename_group(source: str, target: str) -> bool:
+    """False if another was faster. Never makes the group anew: nobody but its owner may."""
+    try:
+        files.rename_file(source, target)
+    except OSError:
+        return files.holds(target) and not files.holds(source)
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How an owner came to its end, and what it was asked before."""
+
+    what: str
+    owner: str
+    requests: frozenset[str]
+
+    @classmethod
+    def of(cls, tree: Tree, dead: str, last: str) -> Ending:
+        """interrupted where its end was announced (it said so, or its time was up), else lost.
+
+        Requests were put to whoever held its tasks: itself, or `last`, a taker.
+        """
+        record = owner.read_record(tree, dead)
+        ends = record.get("ends")
+        expected = isinstance(ends, (int, float)) and time.time() >= ends
+        inboxes = (files.names(tree.owner(name, layout.INBOX)) for name in {dead, last})
+        what = "interrupted" if record.get("ended") or expected else "lost"
+        return cls(what, dead, frozenset(chain(*inboxes)))
+
+
+def _settle(me: Owner, name: str, dead: str, why: Ending, trusted: frozenset[int]) -> None:
+    """Decide one task of a dead owner."""
+    if name.endswith(layout.ARRIVING):
+        admit.readmit(me, name, trusted)
+        return
+    if layout.parse_id(name) is None:
+        claim.reject(me, name, f"{name!r} in RUNNING/{dead} is no task id")
+        return
+    if (task := read_any(me, name)) is None:
+        return
+    if task.story.started is not None:
+        event = {"what": why.what, "attempt": task.story.attempt, "owner": dead, "by": me.name}
+        claim.write_line(me, task, {"time": units.now_stamp(), **event}, sync=True)
+    if f"cancel.{name}" in why.requests and task.story.exit is None:
+        event = {"what": "cancelled", "by": me.name, "reason": "asked before its launcher died"}
+        claim.write_line(me, task, {"time": units.now_stamp(), **event}, sync=True)
+    settle(me, task)
+
+
+def read_any(me: Owner, task_id: str) -> Task | None:
+    """Read a task we hold; None for a damaged one, which is rejected, and one unreadable now."""
+    try:
+        return tasks.load(me.claim_path(task_id), task_id)
+    except FileNotFoundError:
+        return None
+    except (ManifestError, OSError) as fault:
+        if isinstance(fault, ManifestError) or not files.is_passing(fault):
+            claim.reject(me, task_id, str(fault))
+        return None
+
+
+def settle(me: Owner, task: Task) -> None:
+    """Ask where a task we hold belongs, write the line that move needs, and move it there."""
+    place = claim.place_of(task, time.time())
+    if place.line is not None:
+        claim.write_line(me, task, {"time": units.now_stamp(), **place.line}, sync=True)
+    claim.hand_on(me, task.id, place, sync=True)
+
+
+def _bury(me: Owner, names: set[str]) -> None:
+    """Keep dead launchers' records with how they ended; a dead verb's goes."""
+    tree = me.tree
+    for name in names - {me.name}:
+        record = owner.read_record(tree, name)
+        if not files.exists(tree.owner(name)) or files.exists(tree.group(State.RUNNING, name)):
+            continue
+        if record.get("kind") != "launcher":
+            files.remove_tree(tree.owner(name))
+        elif not record.get("ended"):
+            grave = owner.Owner(tree, me.settings, name, record)
+            grave.write_record(ended=units.now_stamp(), taken_by=me.name)
+
+
+def kill_left(place: Here, names: set[str]) -> bool:
+    """Kill what dead owners left on this host; whether nothing of it is left.
+
+    An owner of another host has been fenced by its own guard when its silence has lasted `dead`.
+    """
+    parts = {name: layout.parse_owner(name) for name in names}
+    local = [name for name, told in parts.items() if told and told.boot == place.boot]
+    return all(processes.kill_marked(name) for name in local)

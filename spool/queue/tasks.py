@@ -1,0 +1,132 @@
+"""tasks - read one task: its manifest, its history, and where it is to be found.
+
+Owns   `Task` as it lies on disk, the look-up of an id across the tree.
+Never  changes anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import msgspec
+
+from spool.errors import ManifestError
+from spool.queue import files, history, layout, manifest
+from spool.queue.history import Story
+from spool.queue.layout import State, Tree
+from spool.queue.manifest import Manifest
+
+
+class Spot(NamedTuple):
+    """Where a task lies: state, group and id (an arrival's own name in CREATED)."""
+
+    state: State
+    group: str
+    id: str
+
+    def path(self, tree: Tree) -> str:
+        """The task's directory."""
+        return tree.task(self.state, self.group, self.id)
+
+
+class Task(msgspec.Struct):
+    """One task as read from its directory; `manifest` is in force, changes laid over it.
+
+    raw and told are manifest.json and history.jsonl as they were read.
+    """
+
+    id: str
+    path: str
+    raw: bytes
+    told: bytes
+    manifest: Manifest
+    story: Story
+
+
+def load(path: str, task_id: str, trusted: frozenset[int] | None = None) -> Task:
+    """Read a task; with `trusted`, only what such users own, reached without following links.
+
+    Raises FileNotFoundError: the directory is gone; ManifestError; PermissionError.
+    """
+    where = f"{path}/{layout.MANIFEST}"
+    if trusted is None:
+        found = files.read(where, files.LARGEST_MANIFEST + 1)
+        if found is None and not files.is_folder(path):
+            raise FileNotFoundError(path)
+        raw = found or b""
+    else:
+        raw = _read_trusted(path, trusted)
+    told = files.read(f"{path}/{layout.HISTORY}") or b""
+    story = history.fold(told)
+    wanted = manifest.parse(raw, where)
+    if story.changes:
+        wanted = manifest.changed(wanted, story.changes, f"{path}/{layout.HISTORY}")
+    return Task(task_id, path, raw, told, wanted, story)
+
+
+def _read_trusted(path: str, trusted: frozenset[int]) -> bytes:
+    try:
+        return files.read_trusted(path, layout.MANIFEST, trusted)
+    except FileNotFoundError:
+        if not files.is_folder(path):
+            raise
+        raise ManifestError(f"{path}: holds no {layout.MANIFEST}") from None
+
+
+def find(tree: Tree, task_id: str) -> Spot | None:
+    """Where an id lies now; None after two looks that agree (a task on the move may be missed).
+
+    The second look lists, since a network file system may answer a stat from a stale "no".
+    """
+    return _look(tree, task_id, files.exists) or _look(tree, task_id, files.holds)
+
+
+def _look(tree: Tree, task_id: str, there: Callable[[str], bool]) -> Spot | None:
+    if (parts := layout.parse_id(task_id)) is None:
+        return None
+    for state, group in _candidates(tree, parts.shard):
+        if there(tree.task(state, group, task_id)):
+            return Spot(state, group, task_id)
+    return None
+
+
+def _candidates(tree: Tree, shard: str) -> Iterator[tuple[State, str]]:
+    """The groups an id of this shard can lie in, in the order in which tasks move."""
+    for state in (State.WAITING, State.READY, State.RUNNING, State.FAILED):
+        for group in files.names(tree.state(state)):
+            tail = group.rpartition("@")[2]
+            if state in (State.READY, State.FAILED) and tail != shard:
+                continue
+            if group.startswith("held@") and tail != shard:
+                continue
+            yield state, group
+    yield State.FINISHED, shard
+    yield State.CANCELLED, shard
+
+
+def groups(tree: Tree, state: State) -> list[str]:
+    """The groups of a state, sorted; names that start with a dot are none."""
+    return sorted(name for name in files.names(tree.state(state)) if name[0] != ".")
+
+
+def arrivals(tree: Tree) -> Iterator[Spot]:
+    """What lies in CREATED and its @SOURCE doors, files and all."""
+    for name in groups(tree, State.CREATED):
+        if name.startswith("@"):
+            inner = files.names(tree.group(State.CREATED, name))
+            yield from (Spot(State.CREATED, name, one) for one in sorted(inner) if one[0] != ".")
+        else:
+            yield Spot(State.CREATED, "", name)
+
+
+def spots(tree: Tree, states: tuple[State, ...]) -> Iterator[Spot]:
+    """All tasks of these states, by state, group and id; one group held in memory at a time."""
+    for state in states:
+        if state is State.CREATED:
+            yield from arrivals(tree)
+            continue
+        for group in groups(tree, state):
+            for name in sorted(files.names(tree.group(state, group))):
+                if name[0] != ".":
+                    yield Spot(state, group, name)

@@ -1,0 +1,74 @@
+"""wait - for tasks to reach a final state, by few listings however many they are.
+
+Never  opens a task.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable
+
+from spool.queue import files, layout, tasks
+from spool.queue.layout import State, Tree
+
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 2.0
+
+
+class Pending:
+    """Ids that are not final yet; `look` takes those that became so. ends counts by state."""
+
+    def __init__(self, tree: Tree, ids: Iterable[str]) -> None:
+        self.tree = tree
+        self.shards: dict[str, set[str]] = defaultdict(set)
+        self.ends: Counter[State] = Counter()
+        for task_id in ids:
+            self.shards[layout.shard_of(task_id)].add(task_id)
+
+    def __len__(self) -> int:
+        return sum(map(len, self.shards.values()))
+
+    def look(self) -> int:
+        """How many are still not final."""
+        failed = files.names(self.tree.state(State.FAILED))
+        for shard, ids in list(self.shards.items()):
+            groups = [(State.FINISHED, shard), (State.CANCELLED, shard)]
+            tail = f"@{shard}"
+            groups += [(State.FAILED, group) for group in failed if group.endswith(tail)]
+            for state, group in groups:
+                found = ids.intersection(files.names(self.tree.group(state, group)))
+                self.ends[state] += len(found)
+                ids -= found
+            if not ids:
+                del self.shards[shard]
+        return len(self)
+
+    def gone(self) -> list[str]:
+        """Of those left, the ones that are nowhere: removed by somebody."""
+        left = [task_id for ids in self.shards.values() for task_id in ids]
+        return [task_id for task_id in left if tasks.find(self.tree, task_id) is None]
+
+    def forget(self, ids: Iterable[str]) -> None:
+        """Wait no longer for these."""
+        for task_id in ids:
+            self.shards[layout.shard_of(task_id)].discard(task_id)
+
+
+def wait(
+    pending: Pending, timeout_s: float | None, show: Callable[[Pending], None] | None = None
+) -> bool:
+    """Wait until all are final or gone; False when the time was up first."""
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    pause, looks = FIRST_PAUSE_S, 0
+    while pending.look():
+        looks += 1
+        if looks % 20 == 0 and len(pending) <= 1000:
+            pending.forget(pending.gone())
+        if show:
+            show(pending)
+        left = pause if deadline is None else min(pause, deadline - time.monotonic())
+        if left < 0:
+            return False
+        time.sleep(left)
+        pause = min(pause * 1.5, LONGEST_PAUSE_S)
+    return True

@@ -1,0 +1,1 @@
+"""report - tables and the live line: what a person sees."""

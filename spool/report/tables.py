@@ -1,0 +1,161 @@
+"""tables - what a person sees of the spool as text.
+
+Owns   the only use of tabulate; the layout of status, show and history.
+Never  reads the tree: it is handed what to show.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from spool import units
+from spool.queue.census import Census
+from spool.queue.claim import printable
+from spool.queue.layout import State
+from spool.queue.tasks import Spot, Task
+
+MOST_GROUPS = 8
+
+
+def table(rows: Iterable[Iterable[object]], headers: tuple[str, ...] = ()) -> str:
+    """Aligned columns; text stands as it is (007 stays 007), control characters are escaped."""
+    from tabulate import tabulate
+
+    cells = [[printable(cell) if isinstance(cell, str) else cell for cell in row] for row in rows]
+    texts = {at for row in cells for at, cell in enumerate(row) if isinstance(cell, str)}
+    return tabulate(cells, headers=headers, tablefmt="plain", disable_numparse=sorted(texts))
+
+
+def status(census: Census) -> str:
+    """Counts by state and group, owners, the oldest waiting."""
+    rows = []
+    for state in State:
+        groups = census.groups[state].most_common(MOST_GROUPS)
+        shown = "  ".join(f"{label} {count}" for label, count in groups)
+        more = len(census.groups[state]) - len(groups)
+        tail = f"  and {more} more groups" if more > 0 else ""
+        rows.append((state, census.count(state), shown + tail))
+    parts = [table(rows, ("state", "tasks", "groups"))]
+    if census.launchers:
+        parts.append(owners(census.launchers))
+    if census.oldest_ready is not None:
+        age = units.print_age(time.time() - census.oldest_ready)
+        hour = units.stamp(census.oldest_ready)[:13].replace("T", " ")
+        parts.append(f"oldest READY: of the hour {hour}h UTC, {age} ago")
+    return "\n\n".join(parts)
+
+
+def owners(found: list[dict[str, Any]]) -> str:
+    """Who holds tasks."""
+    rows = [
+        (one["kind"], one["host"], one["pid"], one["cores"], one["tasks"], one["process"])
+        for one in found
+    ]
+    return table(rows, ("owner", "host", "pid", "cores", "tasks", "process"))
+
+
+def listing(spot: Spot) -> str:
+    """One line of `ls`; the id stands last, so that columns need no second look."""
+    return f"{spot.state:<9} {spot.group or 'door':<24} {spot.id}"
+
+
+def events(lines: list[dict[str, Any]]) -> str:
+    """A history, an event a line."""
+    hidden = ("time", "what", "owner", "by", "host")
+    rows = []
+    for event in lines:
+        rest = "  ".join(f"{k}={_short(v)}" for k, v in event.items() if k not in hidden)
+        who = str(event.get("by") or event.get("owner") or "")
+        rows.append((str(event.get("time", ""))[:19].replace("T", " "), event["what"], who, rest))
+    return table(rows)
+
+
+def _short(value: object) -> str:
+    if isinstance(value, dict):
+        return ",".join(f"{key}:{_short(inner)}" for key, inner in value.items())
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return str(value)
+
+
+def task(spot: Spot, found: Task, path: str, why: str, tail: str) -> str:
+    """One task: what it asks for, what became of it, why, and the end of its output."""
+    wanted = found.manifest
+    rows: list[tuple[str, object]] = [("task", spot.id), ("state", f"{spot.state}/{spot.group}")]
+    if why:
+        rows.append(("why", why))
+    command = wanted.command if wanted.command is not None else [wanted.app, *wanted.args]
+    typed = command if isinstance(command, str) else words(command)
+    rows.append(("command", f"app {typed}" if wanted.app else typed))
+    rows += [(key, value) for key, value in _facts(found) if value]
+    rows.append(("directory", path))
+    shown = table(rows)
+    return f"{shown}\n\nlast lines of output:\n{tail}" if tail else shown
+
+
+def words(command: list[str]) -> str:
+    """A command as one would type it."""
+    import shlex
+
+    return shlex.join(command)
+
+
+def _facts(found: Task) -> list[tuple[str, object]]:
+    wanted, story = found.manifest, found.story
+    submitted = wanted.submitted
+    by = f"{submitted.time[:19].replace('T', ' ')} by {submitted.by}" if submitted else ""
+    limit, estimate = wanted.time_limit_s, units.duration(wanted.time_estimate)
+    return [
+        ("submitted", by or (story.arrived or {}).get("time", "")),
+        ("workflow", wanted.workflow),
+        ("tags", ", ".join(wanted.tags)),
+        ("description", wanted.description),
+        ("asks for", _room(found)),
+        ("priority", wanted.priority),
+        ("time limit", units.print_duration(limit) if limit else ""),
+        ("estimate", units.print_duration(estimate) if estimate else ""),
+        ("attempt", f"{story.attempt}, failed {story.failures} of {wanted.max_attempts} allowed"),
+        ("changed", _short(story.changes)),
+    ]
+
+
+def _room(found: Task) -> str:
+    """The room a task needs, what goes without saying left out."""
+    wanted = found.manifest
+    memory = units.memory(wanted.memory)
+    amounts = (
+        (f"{wanted.nodes} nodes", wanted.nodes > 1),
+        (f"{wanted.ranks_per_node} ranks on each node", wanted.ranks_per_node > 1),
+        (f"{wanted.cores_per_rank} cores", wanted.cores_per_rank > 1),
+        (f"{wanted.gpus} gpus", wanted.gpus > 0),
+        (units.print_memory(memory), memory > 0),
+        (" ".join(wanted.requires), bool(wanted.requires)),
+    )
+    return ", ".join(text for text, said in amounts if said)
+
+
+def why(found: Task) -> str:
+    """In one sentence, how a task came to lie where it lies; "" where there is nothing to say."""
+    story = found.story
+    if story.stopped:
+        return str(story.stopped.get("reason", ""))
+    if story.exit is None:
+        if story.cancelled:
+            return f"cancelled by {story.cancelled.get('by', 'somebody')}"
+        if story.losses > found.manifest.max_lost:
+            return f"its launcher died {story.losses} times while it ran"
+        if story.interruptions > found.manifest.max_interrupted:
+            return f"its launcher ended {story.interruptions} times before it did"
+        return f"not before {story.until}" if story.until not in ("", "now") else ""
+    ended = story.exit
+    elapsed = ended.get("elapsed_s")
+    took = units.print_duration(elapsed if isinstance(elapsed, (int, float)) else 0)
+    if error := ended.get("error"):
+        return str(error)
+    if ended.get("timeout"):
+        return f"stopped at its time limit, after {took}"
+    if ended.get("signal"):
+        return f"killed by signal {ended['signal']} after {took}"
+    return f"exit code {ended.get('code')} after {took}"

@@ -1,0 +1,1 @@
+"""service - asks batch systems for allocations; built by a later version."""
