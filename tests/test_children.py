@@ -47,7 +47,8 @@ def leave_nothing():
 become_subreaper()
 atexit.register(leave_nothing)
 guard = task("", "exec sleep 1000")
-children = Children(guard)
+children = Children()
+children.ours.add(guard)
 """
 
 
@@ -123,23 +124,6 @@ top, same_group = told("top"), told("same-group")
 assert children.end_task("a", a, {a: "a"})
 assert not alive(top) and not alive(same_group)
 assert children.orphans({a}) == []
-""")
-
-
-def test_a_task_started_by_another_thread_is_no_orphan_and_its_daemon_is_one(alone):
-    alone("""
-found = []
-line = "(setsid sleep 1000 & echo $! > daemon); exec sleep 1000"
-starter = threading.Thread(target=lambda: found.append(task("a", line)))
-starter.start()
-starter.join()
-(a,) = found
-daemon = told("daemon")
-eventually(lambda: children.orphans({a}) == [daemon])
-os.kill(a, signal.SIGKILL)
-ended(a)
-assert children.end_task("a", a, {a: "a"})
-assert not alive(daemon)
 """)
 
 

@@ -145,17 +145,18 @@ def test_cores_are_filled_and_never_given_twice(tree, spool):
 
 def test_tasks_start_by_priority_then_the_oldest_hour_then_the_longest(tree, spool):
     new = "30112215-00"
+    pause = ["sleep", "0.005"]  # so that no two start in one millisecond
     order = [
-        place_by_hand(tree, {"command": ["true"], "priority": 3}, lane=f"p3.c1@{new}", shard=new),
-        place_by_hand(tree, {"command": ["true"]}),
+        place_by_hand(tree, {"command": pause, "priority": 3}, lane=f"p3.c1@{new}", shard=new),
+        place_by_hand(tree, {"command": pause}),
         place_by_hand(
-            tree, {"command": ["true"], "time_limit": "2h"}, lane=f"c1.t2h@{new}", shard=new
+            tree, {"command": pause, "time_limit": "2h"}, lane=f"c1.t2h@{new}", shard=new
         ),
         place_by_hand(
-            tree, {"command": ["true"], "time_limit": "1m"}, lane=f"c1.t1m@{new}", shard=new
+            tree, {"command": pause, "time_limit": "1m"}, lane=f"c1.t1m@{new}", shard=new
         ),
-        place_by_hand(tree, {"command": ["true"]}, lane=f"c1@{new}", shard=new),
-        place_by_hand(tree, {"command": ["true"], "priority": -1}, lane="p-1.c1@26112215-00"),
+        place_by_hand(tree, {"command": pause}, lane=f"c1@{new}", shard=new),
+        place_by_hand(tree, {"command": pause, "priority": -1}, lane="p-1.c1@26112215-00"),
     ]
     launch(tree, "--cores", "1")
     assert starts(tree) == order

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 
@@ -443,10 +442,3 @@ def test_output_files_are_numbered_on_and_on(tmp_path):
         os.close(file)
     found = {name: (tmp_path / name).read_text() for name in os.listdir(tmp_path)}
     assert found == {"output.1": "0", "output.2": "1", "output.3": "2", "output": "3"}
-
-
-def test_signalling_a_task_that_has_just_ended_is_no_error():
-    with subprocess.Popen(["true"], start_new_session=True) as gone:
-        gone.wait()
-        one = run.Running(None, None, None, 1, 0.0, 0.0, pid=gone.pid)
-        run.signal_task(one, signal.SIGTERM)

@@ -21,6 +21,7 @@ from spool.queue.layout import State
 @click.option("--workflow", default="", help="Only tasks of this workflow.")
 @click.option("--requires", "features", multiple=True, help="A feature this machine has.")
 @click.option("--pin/--no-pin", default=True, help="Bind each task to its own cores (default).")
+@click.option("--hand-of", type=int, default=0, hidden=True, help="The launcher that lends cores.")
 @click.option("--quiet", is_flag=True, help="No live line, no summary.")
 @shared.as_json
 @click.pass_context
@@ -34,6 +35,7 @@ def launcher_command(
     workflow: str,
     features: tuple[str, ...],
     pin: bool,
+    hand_of: int,
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -49,10 +51,13 @@ def launcher_command(
     """
     from spool import units
     from spool.launcher import nodes
+    from spool.launcher.hands import end_with
     from spool.launcher.loop import Launcher
     from spool.launcher.picker import Wishes
     from spool.report.live import Line
 
+    if hand_of:
+        end_with(hand_of)
     tree, settings = shared.tree_of(ctx)
     node = nodes.this_node(cores, gpus, units.memory(memory) if memory is not None else None)
     wishes = Wishes(
@@ -61,6 +66,7 @@ def launcher_command(
         pin=pin,
         workflow=workflow,
         features=frozenset(features),
+        hand_of=hand_of,
     )
     line = Line() if shared.is_terminal() and not quiet else None
     one = Launcher(tree, settings, node, wishes, line)

@@ -29,21 +29,21 @@ def become_subreaper() -> None:
 
 
 class Children:
-    """The children of this process that are no running task's first process."""
+    """The children of this process; `ours` are those that no task started: the guard, hands."""
 
-    def __init__(self, guard_pid: int) -> None:
-        self.guard_pid = guard_pid
+    def __init__(self) -> None:
+        self.ours: set[int] = set()
         path = f"/proc/self/task/{os.getpid()}/children"
         self._list = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         self.blame: dict[int, set[str]] = {}
 
     def orphans(self, running: Collection[int]) -> list[int]:
-        """Children that are neither the guard nor in `running`."""
-        found = self._read().split()
-        if len(found) <= len(running) + 1:
-            known = {self.guard_pid, *running}
-            return [pid for pid in map(int, found) if pid not in known] if found else []
-        return [pid for pid in map(int, found) if pid != self.guard_pid and pid not in running]
+        """Children that are neither ours nor in `running`."""
+        listed = self._read()
+        if listed.count(b" ") == len(running) + len(self.ours):  # each is followed by a space
+            return []
+        found = map(int, listed.split())
+        return [pid for pid in found if pid not in self.ours and pid not in running]
 
     def _read(self) -> bytes:
         parts, at = [], 0

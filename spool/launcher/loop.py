@@ -4,14 +4,13 @@ Owns   one launcher from its first heartbeat to its last.
 Never  waits for a disk while a slot is free; never starts what it may not finish in its time.
 Fails  LeaseLost: our tasks were taken over; they are killed, and nothing more is touched.
 
-One thread decides, in turns; others only spawn, sync and look around for it. A turn: reap what
+One thread decides, in turns; others only sync and look around for it. A turn: reap what
 ended, start what fits, a small piece of other work (claim, move), and only when there is none of it
 sleep until a child ends, a signal comes or the next second begins.
 """
 
 from __future__ import annotations
 
-import math
 import os
 import signal
 import time
@@ -28,11 +27,13 @@ from spool.launcher.batch import WAKE, Batch
 from spool.launcher.children import Children, become_subreaper
 from spool.launcher.chore import Chore
 from spool.launcher.guard import Guard
+from spool.launcher.hands import Hands
+from spool.launcher.lookout import Lookout
 from spool.launcher.nodes import Node, Room
 from spool.launcher.picker import Picker, Wishes
 from spool.launcher.run import Running, Starter
+from spool.launcher.stopping import Stops
 from spool.queue import advance, claim, files, layout, manifest, processes, takeover, watch
-from spool.queue.admit import Door
 from spool.queue.claim import Claimer
 from spool.queue.journal import Journal
 from spool.queue.layout import State, Tree
@@ -43,7 +44,9 @@ from spool.queue.tasks import Task
 TICK_S = 1.0
 SLICE = 4
 LOOK_AT = 32
-FULL_PAUSE_S, SWEEP_EVERY_S, MARGIN_S = 5.0, 60.0, 5.0
+FULL_PAUSE_S, MARGIN_S = 5.0, 5.0
+PACE_S = 0.25
+HURRIED = 20.0  # starts a second on each core: tasks last milliseconds
 BELL = signal.SIGUSR1
 SIGNALS = {BELL, signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, WAKE}
 
@@ -66,14 +69,14 @@ class Launcher:
         self.room = Room(node)
         self.claimed: deque[tuple[Task, Shape]] = deque()
         self.running: dict[int, Running] = {}
+        self.stops = Stops(self.running)
         self.ended: list[Running] = []
-        self.draining = self.interrupting = self.undecided = False
-        self.nothing_to_claim = self.looked = False
+        self.draining = self.interrupting = self.nothing_to_claim = False
+        self.slept_s, self.counted = 0.0, 0
         self.peak_kb = run.own_peak_kb()
         self.began = self.busy_at = time.monotonic()
         self.ends_at = self.began + wishes.time_limit_s if wishes.time_limit_s else 0.0
-        self.limit_at = math.inf
-        self.tick_at = self.paused_until = self.swept_at = self.watched_at = 0.0
+        self.tick_at = self.paused_until = self.pace_at = 0.0
         self.last_word = ""
 
     # -- from the first heartbeat to the last ----------------------------------------------------
@@ -112,16 +115,17 @@ class Launcher:
             ends=time.time() + self.wishes.time_limit_s if self.ends_at else None,
         )
         self.guard = Guard(self.owner.name, self.settings.lease_fence_s)
-        self.children = Children(self.guard.pid)
+        self.children = Children()
+        self.children.ours.add(self.guard.pid)
+        self.hands = Hands(self.tree, self.node, self.wishes)
         pin = self.wishes.pin and not self.node.shared
         self.starter = Starter(self.owner, pin=pin, hide_gpus=bool(self.node.gpus))
         self.picker = Picker(Claimer(self.owner), self.node, self.wishes, self.ends_at)
-        self.door = Door(self.owner, self.trusted)
-        self.observer = takeover.Observer(self.owner)
+        self.lookout = Lookout(self.owner, self.trusted, self.log)
         self.journal = Journal(self.tree, self.owner.name)
         self.batch = Batch(self.owner, self.settings.launcher_sync)
         self.bell = watch.Bell(self.tree, BELL)
-        self.chores = Chore(self._look_around, WAKE)
+        self.chores = Chore(self.lookout.look, WAKE)
         self.journal.note({"time": units.now_stamp(), "what": "opened", **self.owner.record})
 
     def _calm_turn(self) -> bool:
@@ -140,16 +144,16 @@ class Launcher:
         now = time.monotonic()
         if self.ended and now >= self.paused_until:
             self._record_ends()
-        if now >= self.limit_at:
-            self._enforce_limits(now)
+        if now >= self.stops.due_at:
+            self.stops.enforce(now)
         if now >= self.guard.tell_at:
             self.guard.tell()
+        if now >= self.pace_at:
+            self._mind_the_pace(now)
         if now >= self.tick_at:
-            self._collect_start()
             self._tick()
         if self._claim_more() or self._move_some():
             return False
-        self._collect_start()
         if not self.running and (self.draining or not self.claimed) and self._may_leave():
             return True
         self._wait()
@@ -158,7 +162,6 @@ class Launcher:
     def _close(self) -> None:
         self._drain()
         self.bell.close()
-        self.starter.close()
         self.guard.end()
         claimer = self.picker.claimer
         self.log(f"closed after {self.started} starts")
@@ -206,19 +209,19 @@ class Launcher:
                 return
             if found is None:
                 return
-            if found.si_pid not in self.running:
-                self._collect_start()  # it may have ended before we heard that it began
             if (running := self.running.get(found.si_pid)) is not None:
                 self._collect(running)
                 continue
-            os.waitpid(found.si_pid, os.WNOHANG)  # an orphan, or the guard
+            _, status = os.waitpid(found.si_pid, os.WNOHANG)  # an orphan, a hand, or the guard
             if found.si_pid == self.guard.pid:
                 self._new_guard()
+            if found.si_pid in self.hands.lent:
+                self._take_back(found.si_pid, status)
 
     def _new_guard(self) -> None:
         self.log("the guard was killed; starting another")
         self.guard = Guard(self.owner.name, self.settings.lease_fence_s)
-        self.children.guard_pid = self.guard.pid
+        self.children.ours.add(self.guard.pid)
         for pid in self.running:
             self.guard.started(pid)
 
@@ -271,15 +274,16 @@ class Launcher:
     def _start_what_fits(self) -> None:
         if not self.claimed or not self.room.cpus or time.monotonic() < self.paused_until:
             return
+        if self.hands.lending and not self._lend():
+            return
         passed: list[tuple[Task, Shape]] = []
         while self.claimed and self.room.cpus and len(passed) < LOOK_AT:
             task, shape = self.claimed.popleft()
             if self.draining or (grant := self.room.take(shape)) is None:
                 passed.append((task, shape))
                 continue
-            self._collect_start()
             try:
-                failed = self.starter.begin(task, shape, grant)
+                running = self.starter.start(task, shape, grant)
             except FileNotFoundError:
                 self.room.give(grant)
                 self.log(f"{task.id}: vanished before its start")
@@ -291,20 +295,14 @@ class Launcher:
                 break
             self.started += 1
             self.busy_at = time.monotonic()
-            if failed:
-                self._note_start(failed)
-        self.claimed.extendleft(reversed(passed))
-
-    def _collect_start(self) -> None:
-        """Wait until the program that was begun runs, if one was."""
-        if (running := self.starter.collect()) is not None:
             self._note_start(running)
+        self.claimed.extendleft(reversed(passed))
 
     def _note_start(self, running: Running) -> None:
         if running.pid:
             self.running[running.pid] = running
             self.guard.started(running.pid)
-            self.limit_at = min(self.limit_at, running.due_at)
+            self.stops.watch(running)
             return
         self.room.give(running.grant)
         self.ended.append(running)
@@ -315,7 +313,6 @@ class Launcher:
             return 0
         if time.monotonic() < self.paused_until:
             return 0
-        self.picker.note_starts(self.started)
         if not self.room.cpus and not self.picker.may_claim_ahead(len(self.claimed)):
             return 0
         if not self.picker.claimer.lanes:
@@ -370,7 +367,8 @@ class Launcher:
         for request in asked.requests(self.owner):
             self._answer(*request)
         if not self.draining and now >= self.paused_until:
-            self.chores.poke()
+            if not self.wishes.hand_of:  # whose hand we are looks around for us
+                self.chores.poke()
             self.picker.claimer.refresh()
             self.nothing_to_claim = False
         if self.ends_at and not self.interrupting:
@@ -380,61 +378,50 @@ class Launcher:
         if self.show:
             self.show(self)
 
-    def _look_around(self) -> None:
-        """New work, beside the loop: the door, moments that have come, dead owners."""
-        now = time.monotonic()
-        self.door.look()
-        if advance.due_groups(self.tree, time.time()):
-            advance.release_due(self.tree)
-        if now - self.watched_at >= 2 * TICK_S:
-            self.watched_at = now
-            self._watch_others()
-        if now - self.swept_at >= SWEEP_EVERY_S:
-            self.swept_at = now
-            for path in advance.empty_groups(self.tree):
-                files.remove_folder(path)
-        self.looked = True
-
-    def _watch_others(self) -> None:
-        dead, self.undecided = self.observer.look()
-        for group in dead:
-            moved = takeover.take_over(self.owner, group, self.trusted)
-            self.log(f"took over {moved} tasks of {group}, whose owner is dead")
-
-    def _enforce_limits(self, now: float) -> None:
-        for running in self.running.values():
-            if running.kill_at and now >= running.kill_at:
-                run.signal_task(running, signal.SIGKILL)
-                running.kill_at = now + TICK_S
-            elif running.limit_at and now >= running.limit_at and not running.stopping:
-                self._stop(running, "timeout")
-        self._set_alarm()
-
-    def _set_alarm(self) -> None:
-        """When the next limit or grace of any running task is over."""
-        self.limit_at = min((one.due_at for one in self.running.values()), default=math.inf)
-
-    def _stop(self, running: Running, why: str) -> None:
-        """Ask a task to end, and see to it that it does after its grace."""
-        wanted = running.task.manifest
-        running.stopping = why
-        running.kill_at = time.monotonic() + units.duration(wanted.grace)
-        run.signal_task(running, manifest.signal_number(wanted.signal))
-        self.limit_at = min(self.limit_at, running.due_at)
-
     def _mind_the_time(self, now: float) -> None:
         """Stop claiming when time is short; interrupt what runs so early that it can still end."""
-        graces = [units.duration(one.task.manifest.grace) for one in self.running.values()]
         margin = max(min(MARGIN_S, self.wishes.time_limit_s / 10), 2 * TICK_S)
-        if now >= self.ends_at - margin - max(graces, default=0.0):
+        if now >= self.ends_at - margin - self.stops.longest_grace_s:
             self._interrupt("its time is up")
 
     def _interrupt(self, why: str) -> None:
         self.draining = self.interrupting = True
+        self.hands.recall(signal.SIGTERM)
         self.log(f"interrupting {len(self.running)} running tasks: {why}")
-        for running in self.running.values():
-            if not running.stopping:
-                self._stop(running, "interrupted")
+        self.stops.stop_all("interrupted")
+
+    # -- hands -----------------------------------------------------------------------------------
+
+    def _mind_the_pace(self, now: float) -> None:
+        """Four times a second: how fast tasks go, and whether hands would make them go faster."""
+        past = now - self.pace_at + PACE_S
+        rate, awake = (self.started - self.counted) / past, 1.0 - self.slept_s / past
+        self.pace_at, self.counted, self.slept_s = now + PACE_S, self.started, 0.0
+        self.picker.rate = rate
+        self.starter.hurried = rate > HURRIED * len(self.node.cpus)
+        if not self.draining:
+            self.hands.mind(now, rate, awake, self.picker.waiting_shapes())
+
+    def _lend(self) -> bool:
+        """Share out our cores as soon as nothing runs on them; whether they may be used."""
+        if not self.room.idle:
+            return False
+        left = self.ends_at - time.monotonic() if self.ends_at else 0.0
+        self.starter.confine(self.hands.lend(self.room, left))
+        self.children.ours.update(self.hands.lent)
+        self.log(f"lent cores to {len(self.hands.lent)} hands")
+        return True
+
+    def _take_back(self, pid: int, status: int) -> None:
+        """A hand has ended: its cores are ours again, and what it did counts as ours."""
+        grant, counts = self.hands.returned(pid, status)
+        self.children.ours.discard(pid)
+        self.room.give(grant)
+        self.counts.update(counts)
+        self.busy_at, self.nothing_to_claim = time.monotonic(), False
+        if not self.hands.lent:
+            self.starter.confine(set(self.node.cpus))
+            self.log("all hands are back")
 
     # -- requests --------------------------------------------------------------------------------
 
@@ -454,7 +441,7 @@ class Launcher:
     def _answer_running(self, verb: str, running: Running, said: dict[str, Any]) -> None:
         if verb == "cancel":
             if running.stopping in ("", "timeout"):
-                self._stop(running, "cancelled")
+                self.stops.stop(running, "cancelled")
             return
         try:
             asked.change(self.owner, running.task, said)
@@ -463,7 +450,7 @@ class Launcher:
             return
         limit = running.task.manifest.time_limit_s
         running.limit_at = running.started_at + limit if limit else 0.0
-        self._set_alarm()
+        self.stops.enforce(time.monotonic())
 
     # -- waiting and leaving ---------------------------------------------------------------------
 
@@ -471,8 +458,10 @@ class Launcher:
         """Sleep until a child ends, a signal comes, a limit is near or the next tick is due."""
         if not self.running and not self.claimed and time.monotonic() - self.busy_at > TICK_S:
             self.bell.hang()
-        wake_at = min(self.tick_at, self.limit_at, self.guard.tell_at)
-        got = signal.sigtimedwait(SIGNALS, max(0.0, wake_at - time.monotonic()))
+        wake_at = min(self.tick_at, self.stops.due_at, self.guard.tell_at)
+        asleep_at = time.monotonic()
+        got = signal.sigtimedwait(SIGNALS, max(0.0, wake_at - asleep_at))
+        self.slept_s += time.monotonic() - asleep_at
         if got is None or got.si_signo in (signal.SIGCHLD, WAKE):
             return
         if got.si_signo == BELL:
@@ -485,6 +474,7 @@ class Launcher:
         """The first Ctrl-C lets running tasks end; a second one, TERM or HUP interrupts them."""
         if got is signal.SIGINT and not self.draining:
             self.draining = True
+            self.hands.recall(got)
             self.log(f"draining: {len(self.running)} tasks still run; Ctrl-C again interrupts them")
         elif not self.interrupting:
             self._interrupt(f"{got.name} came")
@@ -492,22 +482,24 @@ class Launcher:
 
     def _may_leave(self) -> bool:
         """Nothing runs: whether to go. Not while ends are unwritten or another's death is open."""
+        if self.hands.lent:
+            return False
         if self.ended:  # unwritten, for the disk is full: a taker knows them as interrupted
             return self.interrupting and time.monotonic() < self.paused_until
         if self.draining:
             return True
-        if not self.looked or self.chores.busy or not self.batch.empty:
+        if not self.batch.empty or not self.nothing_to_claim:
             return False
-        if self.undecided or self.door.holding:
+        if self.wishes.hand_of:
+            return not self._new_lanes()
+        if self.chores.busy or not self.lookout.settled or self.wishes.idle_s is None:
             return False
         now = time.monotonic()
-        if self.wishes.idle_s is None or not self.nothing_to_claim:
-            return False
         leave_at = self.busy_at + self.wishes.idle_s
         due = advance.next_due(self.tree)
         if due is not None and now + due - time.time() <= leave_at:
             return False
-        if self.door.under_way:
+        if self.lookout.door.under_way:
             leave_at = max(leave_at, self.busy_at + self.settings.door_quiet_s + 2 * TICK_S)
         return now >= leave_at and not self._new_lanes()
 

@@ -25,17 +25,24 @@ Held = tuple[Task, Shape]
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """What a person wants of a launcher. time_limit_s 0: none; idle_s None: never leave."""
+    """What a person wants of a launcher. time_limit_s 0: none; idle_s None: never leave.
+
+    hand_of is the process that lends us our cores, 0 for a launcher in its own right.
+    """
 
     time_limit_s: float = 0.0
     idle_s: float | None = 60.0
     pin: bool = True
     workflow: str = ""
     features: frozenset[str] = frozenset()
+    hand_of: int = 0
 
 
 class Picker:
-    """Chooses for one launcher; `ends_at` is the end of its time on the monotonic clock, or 0."""
+    """Chooses for one launcher; `ends_at` is the end of its time on the monotonic clock, or 0.
+
+    rate is how many tasks were lately started a second: set it as it changes.
+    """
 
     def __init__(self, claimer: Claimer, node: Node, wishes: Wishes, ends_at: float) -> None:
         self.claimer = claimer
@@ -47,7 +54,6 @@ class Picker:
         self.waiting_since: dict[Shape, float] = {}
         self._plan = Room(node)
         self._ahead = 0
-        self._window = (time.monotonic(), 0)
 
     def why_not(self, shape: Shape, now: float) -> str:
         """Why this launcher will not take a shape, "" if it may."""
@@ -115,13 +121,11 @@ class Picker:
     def _ahead_allowed(self) -> int:
         return min(AHEAD_MOST, int(self.rate * AHEAD_S))
 
-    def note_starts(self, started: int) -> None:
-        """Tell how many tasks were started so far, to learn how fast they go."""
+    def waiting_shapes(self) -> set[Shape]:
+        """The shapes in READY, as last listed, that this launcher would take."""
         now = time.monotonic()
-        since, before = self._window
-        if now - since >= 0.5:
-            self.rate = (started - before) / (now - since)
-            self._window = (now, started)
+        present = {shapes.parse(lane)[0] for lane in self.claimer.lanes}
+        return {shape for shape in present if not self.why_not(shape, now)}
 
     def reasons(self) -> list[str]:
         """What READY holds that this launcher would not take, a sentence each."""

@@ -13,6 +13,7 @@ import re
 import resource
 import shutil
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -73,25 +74,21 @@ class Starter:
         self.owner = owner
         self.pin = pin
         self.spawner = Spawner()
-        self.under_way: Running | None = None
         self.hide_gpus = hide_gpus
-        self.allowed = os.sched_getaffinity(0)
+        self.allowed: Collection[int] = os.sched_getaffinity(0)
         self.base = clean_environment(dict(os.environ))
         self.base["SPOOL"] = owner.tree.root
         self.base[processes.MARK] = owner.name
-        changing = {*THREADS, "PWD", *(GPUS if hide_gpus else ())}
-        self.base_raw = encoded({k: v for k, v in self.base.items() if k not in changing})
+        self.hurried = False
         self.no_input = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
 
-    def close(self) -> None:
-        """Start nothing more."""
-        self.spawner.close()
+    def confine(self, cpus: Collection[int]) -> None:
+        """Live on these cores, and start tasks on them alone."""
+        os.sched_setaffinity(0, cpus)
+        self.allowed = self.spawner.everywhere = cpus
 
-    def begin(self, task: Task, shape: Shape, grant: Grant) -> Running | None:
-        """Write the start line and begin to start the program; `collect` tells when it runs.
-
-        A program that cannot start has ended, and is returned at once.
-        """
+    def start(self, task: Task, shape: Shape, grant: Grant) -> Running:
+        """Write the start line and start the program. `end` of one that could not start is set."""
         attempt = task.story.attempt + 1
         rerun = task.story.lines > 0 and self._clear(task, attempt)
         now = time.time()
@@ -112,25 +109,11 @@ class Starter:
         if limit := task.manifest.time_limit_s:
             running.limit_at = running.started_at + limit
         try:
-            self.spawner.begin(self._order(running, command_of(self.owner, task)))
+            self._spawn(running, command_of(self.owner, task))
         except (OSError, SpoolError) as fault:
             if isinstance(fault, OSError) and fault.errno in files.FULL:
                 raise files.explained(fault, task.path) from fault
             running.end = self._never_started(running, fault)
-            return running
-        self.under_way = running
-        return None
-
-    def collect(self) -> Running | None:
-        """The task that was begun, once its program runs or has failed to start; None if none."""
-        running, self.under_way = self.under_way, None
-        if running is None:
-            return None
-        answer = self.spawner.answer()
-        if isinstance(answer, int):
-            running.pid = answer
-        else:
-            running.end = self._never_started(running, answer)
         return running
 
     def _write_start(self, task: Task, line: bytes, rerun: bool) -> None:
@@ -150,14 +133,19 @@ class Starter:
             move_old_files(task.path, attempt - 1)
         return True
 
-    def _order(self, running: Running, words: list[str]) -> Order:
+    def _spawn(self, running: Running, words: list[str]) -> None:
         task, cpus = running.task, running.grant.cpus
-        environment, path = self._environment(running)
-        program = find_program(words[0], path)
+        environment = self._environment(running)
+        program = find_program(words[0], environment.get("PATH", os.defpath))
+        cores = cpus if self.pin and len(cpus) < len(self.allowed) else ()
         opened = self._output(task)
         outputs = (self.no_input, opened[0], opened[-1])
-        cores = cpus if self.pin and len(cpus) < len(self.allowed) else ()
-        return Order(program, words, environment, task.path, outputs, opened, cores)
+        order = Order(program, words, environment, task.path, outputs, cores)
+        try:
+            running.pid = self.spawner.start(order, hurried=self.hurried)
+        finally:
+            for file in opened:
+                os.close(file)
 
     def _output(self, task: Task) -> list[int]:
         """The files that stdout and stderr go to, one for both or one each."""
@@ -168,18 +156,14 @@ class Starter:
             opened.append(open_fresh(f"{task.path}/{layout.ERRORS}"))
         return opened
 
-    def _environment(self, running: Running) -> tuple[list[bytes], str]:
-        """A task's environment, NAME=VALUE each, and the PATH in it."""
+    def _environment(self, running: Running) -> dict[str, str]:
         wanted = running.task.manifest
         made = self._given(running)
-        if not wanted.app and not wanted.environment:
-            return self.base_raw + encoded(made), self.base.get("PATH", os.defpath)
-        made = {**self.base, **made}
         if wanted.app:
             made.update(app_of(self.owner, wanted.app).environment)
         made.update(wanted.environment)
         made[processes.MARK] = self.owner.name  # the guard finds a task's processes by this
-        return encoded(made), made.get("PATH", os.defpath)
+        return self.base | made
 
     def _given(self, running: Running) -> dict[str, str]:
         """The variables that differ from task to task."""
@@ -222,11 +206,6 @@ def program_fault(running: Running, fault: Exception) -> str:
     what = getattr(fault, "filename", None) or running.task.manifest.command
     shown = what.decode(errors="replace") if isinstance(what, bytes) else str(what)
     return f"cannot start {shown}: {why}"
-
-
-def encoded(environment: dict[str, str]) -> list[bytes]:
-    """An environment as exec(3) takes it."""
-    return [os.fsencode(f"{name}={value}") for name, value in environment.items()]
 
 
 def clean_environment(environment: dict[str, str]) -> dict[str, str]:
@@ -338,11 +317,3 @@ def own_peak_kb() -> int:
     with open("/proc/self/status", "rb") as file:
         status = file.read()
     return int(status.partition(b"VmHWM:")[2].split(maxsplit=1)[0])
-
-
-def signal_task(running: Running, number: int) -> None:
-    """Signal a task's whole process group."""
-    try:
-        os.killpg(running.pid, number)
-    except (ProcessLookupError, PermissionError):
-        return  # it has just ended, or has become another user's: the end tells

@@ -444,7 +444,7 @@ def _delivered_before(owner: Owner, path: str, task_id: str) -> str:
         if files.read(owner.tree.seen(task_id)) == nonce:
             return ""
         return f"the id {task_id} was delivered before"
-    if spot := tasks.find(owner.tree, task_id):
+    if spot := tasks.find(owner.tree, task_id, looks=2):  # mostly it is new, and nowhere
         return f"{spot.state}/{spot.group} holds the id {task_id} already"
     return ""
 

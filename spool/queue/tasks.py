@@ -6,6 +6,7 @@ Never  changes anything.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -16,6 +17,8 @@ from spool.queue import files, history, layout, manifest
 from spool.queue.history import Story
 from spool.queue.layout import State, Tree
 from spool.queue.manifest import Manifest
+
+LOOKS_AFTER_S = (0.0, 0.0, 0.001, 0.003, 0.01, 0.03)
 
 
 class Spot(NamedTuple):
@@ -74,12 +77,20 @@ def _read_trusted(path: str, trusted: frozenset[int]) -> bytes:
         raise ManifestError(f"{path}: holds no {layout.MANIFEST}") from None
 
 
-def find(tree: Tree, task_id: str) -> Spot | None:
-    """Where an id lies now; None after two looks that agree (a task on the move may be missed).
+def find(tree: Tree, task_id: str, *, looks: int = len(LOOKS_AFTER_S)) -> Spot | None:
+    """Where an id lies now; None after several `looks` that agree.
 
-    The second look lists, since a network file system may answer a stat from a stale "no".
+    A look goes from state to state and misses a task that moves the other way meanwhile, so one
+    that found nothing waits, ever longer, for such moves to be over. All but the first list, since
+    a network file system may answer a stat from a stale "no".
     """
-    return _look(tree, task_id, files.exists) or _look(tree, task_id, files.holds)
+    there = files.exists
+    for pause_s in LOOKS_AFTER_S[:looks]:
+        time.sleep(pause_s)
+        if (spot := _look(tree, task_id, there)) is not None:
+            return spot
+        there = files.holds
+    return None
 
 
 def _look(tree: Tree, task_id: str, there: Callable[[str], bool]) -> Spot | None:
