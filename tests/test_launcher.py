@@ -112,12 +112,25 @@ def most_at_once(tree, ids, weight=None):
     return most
 
 
-def starts(tree):
-    """The ids of all tasks that were started, in that order."""
+def started_at(tree):
+    """When each task was started, and its id, in that order."""
     told = []
     for task_id in all_ids(tree):
         told += [(event["time"], task_id) for event in events(tree, task_id, "start")]
-    return [task_id for _, task_id in sorted(told)]
+    return sorted(told)
+
+
+def starts(tree):
+    """The ids of all tasks that were started, in that order."""
+    return [task_id for _, task_id in started_at(tree)]
+
+
+def submitted_at(task):
+    return task.manifest.submitted.time
+
+
+def count(tree, state):
+    return sum(1 for _ in tasks.spots(tree, (state,)))
 
 
 def place_by_hand(tree, wanted, *, lane=None, shard="26112215-00", name="task"):
@@ -160,6 +173,28 @@ def test_tasks_start_by_priority_then_the_oldest_hour_then_the_longest(tree, spo
     ]
     launch(tree, "--cores", "1")
     assert starts(tree) == order
+
+
+def test_a_wide_task_is_not_starved_by_small_ones_that_never_end(tree, spool, begin):
+    small = [{"command": ["true"]} for _ in range(4000)]
+    list(spool.submit_many(small))
+    begin("--cores", "3", "--no-pin")
+    eventually(lambda: count(tree, State.FINISHED) > 100, "small ones run")
+    wide = spool.submit("true", cores_per_rank=3)
+    eventually(lambda: is_in(tree, wide, "FINISHED/"), "the wide one ran")
+    assert count(tree, State.READY) > 0
+
+
+def test_what_has_a_higher_priority_starts_before_what_was_claimed_ahead(tree, spool, begin):
+    list(spool.submit_many({"command": ["sleep", "0.01"]} for _ in range(1500)))
+    begin("--cores", "2", "--no-pin")
+    eventually(lambda: count(tree, State.FINISHED) > 100, "they go fast")
+    urgent = spool.submit("true", priority=5)
+    eventually(lambda: is_in(tree, urgent, "FINISHED/"), "the urgent one ran")
+    (began,) = events(tree, urgent.id, "start")
+    after = [at for at, _ in started_at(tree) if at > began["time"]]
+    before = [at for at, _ in started_at(tree) if submitted_at(urgent) < at < began["time"]]
+    assert len(before) < 300 and len(after) > 0
 
 
 def test_memory_and_gpus_are_given_once_and_what_never_fits_is_left_with_the_reason(tree, spool):

@@ -281,6 +281,8 @@ class Launcher:
             task, shape = self.claimed.popleft()
             if self.draining or (grant := self.room.take(shape)) is None:
                 passed.append((task, shape))
+                if self.picker.is_tired(shape):
+                    break  # nothing of lower rank may fill its room any more
                 continue
             try:
                 running = self.starter.start(task, shape, grant)
@@ -295,6 +297,7 @@ class Launcher:
                 break
             self.started += 1
             self.busy_at = time.monotonic()
+            self.picker.found_room(shape)
             self._note_start(running)
         self.claimed.extendleft(reversed(passed))
 
@@ -339,7 +342,10 @@ class Launcher:
         if self.picker.why_not(shape, time.monotonic()):
             takeover.settle(self.owner, task)  # its lane said less than its manifest asks for
             return
+        above = bool(self.claimed) and shape.priority > self.claimed[-1][1].priority
         self.claimed.append((task, shape))
+        if above:
+            self.claimed = deque(sorted(self.claimed, key=lambda entry: -entry[1].priority))
 
     def _move_some(self) -> int:
         """Move a slice of ended tasks; begin a sync at once when slots are idle."""

@@ -19,7 +19,7 @@ from spool.queue.tasks import Task
 
 AHEAD_MOST = 256
 AHEAD_S = 0.25
-PATIENCE_S = 30.0
+PATIENCE_S, PATIENCE_TASKS = 30.0, 100
 Held = tuple[Task, Shape]
 
 
@@ -52,6 +52,7 @@ class Picker:
         self.rate = 0.0
         self.refused: Counter[str] = Counter()
         self.waiting_since: dict[Shape, float] = {}
+        self.tired: set[Shape] = set()
         self._plan = Room(node)
         self._ahead = 0
 
@@ -75,13 +76,14 @@ class Picker:
     def claim(self, room: Room, held: Collection[Held], limit: int) -> Iterator[str]:
         """Claim up to `limit` tasks beyond those `held`, claimed and not started; yields ids."""
         self._plan = room.copy()
+        self._ahead = self._ahead_allowed() - len(held)
+        self.refused.clear()
+        self._narrow(held)
         for _, shape in held:
             if not self._plan.cpus:
                 break
-            self._plan.take(shape)
-        self._ahead = self._ahead_allowed() - len(held)
-        self.refused.clear()
-        self._narrow()
+            if self._plan.take(shape) is None and self.is_tired(shape):
+                self._close_plan()
         for task_id in self.claimer.take(self._wants, limit):
             yield task_id
             self._plan_for(self._last)
@@ -93,15 +95,32 @@ class Picker:
             return 0
         fitting = self._plan.count(shape)
         if fitting:
-            self.waiting_since.pop(shape, None)
             return fitting
-        self.waiting_since.setdefault(shape, time.monotonic())
+        tired = self.is_tired(shape)
         if self._ahead > 0:
             return self._ahead
         self.refused["waiting for room"] += 1
-        if time.monotonic() - self.waiting_since[shape] > PATIENCE_S:
+        if tired:
             self._close_plan()
         return 0
+
+    def is_tired(self, shape: Shape) -> bool:
+        """Whether a task that does not fit now has waited so long that room must be kept for it.
+
+        That is so after 30 s, or when a hundred others may have come and gone on each core.
+        """
+        now = time.monotonic()
+        waited = now - self.waiting_since.setdefault(shape, now)
+        patience = min(PATIENCE_S, PATIENCE_TASKS * len(self.node.cpus) / max(self.rate, 0.1))
+        if waited > patience:
+            self.tired.add(shape)
+        return shape in self.tired
+
+    def found_room(self, shape: Shape) -> None:
+        """A task of this shape has been started."""
+        if self.waiting_since:
+            self.waiting_since.pop(shape, None)
+            self.tired.discard(shape)
 
     def _plan_for(self, shape: Shape) -> None:
         if self._plan.take(shape) is None:
@@ -112,11 +131,14 @@ class Picker:
         self._plan.cpus.clear()
         self._ahead = 0
 
-    def _narrow(self) -> None:
+    def _narrow(self, held: Collection[Held]) -> None:
         """Forget the patience for shapes that wait no more."""
+        if not self.waiting_since:
+            return
         present = {shapes.parse(lane)[0] for lane in self.claimer.lanes}
-        for shape in self.waiting_since.keys() - present:
+        for shape in self.waiting_since.keys() - present - {shape for _, shape in held}:
             del self.waiting_since[shape]
+            self.tired.discard(shape)
 
     def _ahead_allowed(self) -> int:
         return min(AHEAD_MOST, int(self.rate * AHEAD_S))
