@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import os
 import sys
 from dataclasses import replace
@@ -9,6 +10,8 @@ from dataclasses import replace
 import measure
 import spools
 from measure import Line, Pairs, Scale
+
+import spool
 
 PAIRS = 21
 SHM = "/dev/shm"
@@ -36,7 +39,11 @@ def _line(kind: str, found: Pairs, *, bound: bool) -> Line:
 
 
 def pairs(scale: Scale) -> Pairs:
-    """Seconds of both, alternately, all in one small spool, after one of each to warm up."""
+    """Seconds of both, alternately, all in one small spool, after one of each to warm up.
+
+    An installed package is compiled, as the libraries are; a development tree may not be.
+    """
+    compileall.compile_dir(os.path.dirname(spool.__file__), quiet=1)
     folder = scale.place.fresh("cold-start")
     tree = spools.make(folder)
     words = spools.command(tree, "submit", "--", "true")
