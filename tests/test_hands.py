@@ -157,7 +157,7 @@ def one_pid(said):
 
 @two_cores
 def test_a_wide_task_calls_the_hands_back_and_runs_before_the_rest(tree, begin):
-    submit(tree, 8000)
+    submit(tree, 10_000)
     one = begin()
     eventually(lambda: lent(tree), "cores are lent")
     (wide,) = submit(tree, 1, cores_per_rank=2, priority=9)

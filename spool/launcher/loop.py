@@ -406,7 +406,8 @@ class Launcher:
         self.picker.rate = rate
         self.starter.hurried = rate > HURRIED * len(self.node.cpus)
         if not self.draining:
-            self.hands.mind(now, rate, awake, self.picker.waiting_shapes())
+            shapes = self.picker.waiting_shapes() | {shape for _, shape in self.claimed}
+            self.hands.mind(now, rate, awake, shapes)
 
     def _lend(self) -> bool:
         """Share out our cores as soon as nothing runs on them; whether they may be used."""
