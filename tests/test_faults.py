@@ -82,12 +82,17 @@ def test_a_submission_that_meets_an_error_says_so_or_succeeds_and_shows_no_half_
 
 
 @named
-def test_a_bulk_submission_tells_exactly_what_it_made_visible(tree: Tree, error: int) -> None:
+@pytest.mark.parametrize("crowded", [False, True], ids=["new groups", "groups in use"])
+def test_a_bulk_submission_tells_exactly_what_it_made_visible(
+    tree: Tree, error: int, crowded: bool
+) -> None:
     wide = manifest.from_mapping({"command": "true", "cores_per_rank": 4}, "test")
     told: list[str] = []
 
     def bulk() -> None:
         with submit.Submitter(tree, told.extend) as submitter:
+            if crowded:
+                submitter._counter = 7
             for wanted in (TRUE, wide, TRUE):
                 submitter.add(wanted)
             submitter.finish()

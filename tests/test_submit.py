@@ -166,6 +166,24 @@ def test_a_fill_that_fails_leaves_nothing(tree: Tree) -> None:
     assert all_ids(tree) == [] and files.names(tree.tmp()) == []
 
 
+def test_a_bulk_goes_on_after_a_fill_that_failed_and_shows_no_half_task(tree: Tree) -> None:
+    def fill(built: str) -> None:
+        (Path(built) / "half").write_text("half")
+        raise SpoolError("no input")
+
+    told: list[str] = []
+    with submit.Submitter(tree, told.extend) as submitter:
+        for wanted in (None, TRUE, None):
+            if wanted:
+                submitter.add(wanted)
+                continue
+            with pytest.raises(SpoolError, match="no input"):
+                submitter.add(TRUE, fill)
+        submitter.finish()
+    assert all_ids(tree) == told and len(told) == 1
+    assert files.names(f"{tree.root}/tmp") == []
+
+
 def test_a_folder_beside_the_manifest_comes_along_with_its_links_in_a_small_batch(
     tree: Tree, tmp_path: Path
 ) -> None:

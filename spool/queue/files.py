@@ -30,6 +30,7 @@ UNKNOWN = (errno.EIO, errno.ETIMEDOUT, errno.EINTR, errno.ESHUTDOWN, errno.ENOTC
 LARGEST_MANIFEST = 1 << 20
 MOVE_TRIES = 100  # whoever empties a group removes it, maybe each time before we have moved into it
 UNANSWERED_TRIES = 3
+STALE_TRIES = 3
 
 
 def watch(new: Watcher | None) -> None:
@@ -83,18 +84,20 @@ def is_passing(fault: OSError) -> bool:
 # -- moves ---------------------------------------------------------------------------------------
 
 
-def move(source: str, target: str) -> bool:
+def move(source: str, target: str, *, proof: str = "") -> bool:
     """Move a task by one rename; False if it is gone, that is: lost the race for it.
 
     A missing target folder is made. A failed answer to a move that happened (a lost reply of a
-    network file system) is found out by listing. Raises FileExistsError if target is occupied.
+    network file system) is found out by listing: it did where `proof` is there, by default the
+    target, whose name nobody else uses. Raises FileExistsError if target is occupied.
     """
+    proof = proof or target
     opened, unanswered = False, 0
     for _ in range(MOVE_TRIES):
         try:
             _do("rename", os.rename, source, target)
         except FileNotFoundError:
-            if holds(target):
+            if holds(proof):
                 return True
             if not holds(source):
                 return False
@@ -109,7 +112,7 @@ def move(source: str, target: str) -> bool:
                 raise FileExistsError(fault.errno, "already there", target) from None
             if fault.errno not in UNKNOWN:
                 raise explained(fault, target) from fault
-            if (answer := _settled(source, target)) is not None:
+            if (answer := _settled(source, proof)) is not None:
                 return answer
             if (unanswered := unanswered + 1) == UNANSWERED_TRIES:
                 break
@@ -118,9 +121,9 @@ def move(source: str, target: str) -> bool:
     raise FileSystemFault(f"{source}: cannot be moved to {target}. Run: spool doctor")
 
 
-def _settled(source: str, target: str) -> bool | None:
+def _settled(source: str, proof: str) -> bool | None:
     """Whether a rename whose answer was lost happened; None if it must be tried again."""
-    if holds(target):
+    if holds(proof):
         return True
     return None if holds(source) else False
 
@@ -219,26 +222,27 @@ def folders_below(path: str) -> Iterator[str]:
 
 def names(folder: str) -> list[str]:
     """The names in a folder, [] if it is not there; a rumour by the time it is read."""
-    try:
-        return _do("list", os.listdir, folder)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except OSError as fault:
-        if fault.errno == errno.ESTALE:
-            return []
-        raise explained(fault, folder) from fault
+    return _listed(os.listdir, folder) or []
 
 
 def scan(folder: str) -> Iterator[os.DirEntry[str]]:
     """The entries of a folder, streamed; nothing if it is not there."""
-    try:
-        entries = _do("list", os.scandir, folder)
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    except OSError as fault:
-        raise explained(fault, folder) from fault
-    with entries:
-        yield from entries
+    if (entries := _listed(os.scandir, folder)) is not None:
+        with entries:
+            yield from entries
+
+
+def _listed(call: Callable[[str], T], folder: str) -> T | None:
+    """A listing; None if the folder is not there, or its handle is stale time and again."""
+    for _ in range(STALE_TRIES):
+        try:
+            return _do("list", call, folder)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as fault:
+            if fault.errno != errno.ESTALE:
+                raise explained(fault, folder) from fault
+    return None
 
 
 def is_folder(path: str) -> bool:

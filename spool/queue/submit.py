@@ -103,8 +103,13 @@ class Submitter:
         task_id = f"{task_name(wanted)}.{self._shard}-{self._tails.pop()}"
         stamped = _stamped(wanted, task_id, self._submitted)
         state, group, _ = next_place(task_id, stamped, _NO_STORY, {}, self._now)
-        with files.said_plainly():
-            _build(f"{self._folder(state, group)}/{task_id}", stamped, fill)
+        built = f"{self._folder(state, group)}/{task_id}"
+        try:
+            with files.said_plainly():
+                _build(built, stamped, fill)
+        except BaseException:
+            files.remove_tree(built)  # its group may yet become visible
+            raise
         self._batch.append((state, group, task_id))
         self._left -= 1
         self.count += 1
@@ -137,8 +142,12 @@ class Submitter:
         with files.said_plainly():
             self._sync()
             try:
+                ids: dict[tuple[State, str], list[str]] = {key: [] for key in self._groups}
+                for state, group, task_id in self._batch:
+                    ids[state, group].append(task_id)
                 for (state, group), folder in self._groups.items():
-                    _show_group(folder, self.tree.group(state, group))
+                    if ids[state, group]:
+                        _show_group(folder, self.tree.group(state, group), ids[state, group])
             except (OSError, SpoolError):
                 self._tell(self._left_the_nest())
                 raise
@@ -250,17 +259,17 @@ def _build(built: str, stamped: Manifest, fill: Fill | None, *, sync: bool = Fal
     files.write_new(f"{built}/{layout.MANIFEST}", content, sync=sync)
 
 
-def _show_group(folder: str, target: str) -> None:
+def _show_group(folder: str, target: str, ids: list[str]) -> None:
     """One rename for the whole group where it is new; else task by task."""
-    with suppress(FileExistsError):
-        _move_new(folder, target)
+    with suppress(FileExistsError):  # others may use the same group, so only its task proves it
+        _move_new(folder, target, f"{target}/{ids[0]}")
         return
-    for task_id in files.names(folder):
+    for task_id in ids:
         _move_new(f"{folder}/{task_id}", f"{target}/{task_id}")
     files.remove_folder(folder)
     files.sync(target)
 
 
-def _move_new(built: str, target: str) -> None:
-    if not files.move(built, target):
+def _move_new(built: str, target: str, proof: str = "") -> None:
+    if not files.move(built, target, proof=proof):
         raise SpoolError(f"{built}: vanished before it was submitted; somebody emptied tmp/")
