@@ -185,12 +185,22 @@ def test_owners_are_watched_in_name_order_up_to_the_first_seen_alive(
     tree: Tree, observer: Observer
 ) -> None:
     alive = start_owner(tree, "m")
+    alive.write_record(kind="launcher")
     dead = {dead_owner(tree, kind=kind) for kind in ("a", "z")}
     found, undecided = observer.look()
     me = observer.me.name
     assert me < alive.name < max(dead)
     assert found == [] and not undecided  # the living one after us watches what comes after it
     assert Observer(alive).look() == ([max(dead), min(dead)], False)
+
+
+@pytest.mark.parametrize("record", [{}, {"kind": "launcher", "hand_of": 7}], ids=["verb", "hand"])
+def test_a_living_owner_that_watches_nobody_does_not_end_the_watch(
+    tree: Tree, observer: Observer, record: dict[str, Any]
+) -> None:
+    start_owner(tree, "m").write_record(**record)
+    dead = dead_owner(tree, kind="z")
+    assert observer.look() == ([dead], False)
 
 
 def test_an_undecided_owner_is_reported_so_that_an_idle_launcher_stays(

@@ -24,7 +24,16 @@ class Guard:
         os.set_inheritable(read_end, True)
         words = [sys.executable, "-I", "-S", processes.__file__, owner, str(fence_s)]
         unmarked = {k: v for k, v in os.environ.items() if k != processes.MARK}
-        actions = [(os.POSIX_SPAWN_DUP2, read_end, 0)]
+        actions = [
+            (os.POSIX_SPAWN_DUP2, read_end, 0),
+            (
+                os.POSIX_SPAWN_OPEN,
+                1,
+                os.devnull,
+                os.O_WRONLY,
+                0,
+            ),  # whoever reads us shall see our end
+        ]
         self.pid = os.posix_spawn(
             sys.executable, words, unmarked, file_actions=actions, setsid=True, setsigmask=[]
         )
@@ -68,6 +77,10 @@ class Guard:
         os.close(self._pipe)
         with suppress(ChildProcessError):
             os.waitpid(self.pid, 0)
+
+    def close(self) -> None:
+        """It is dead: forget the pipe to it."""
+        os.close(self._pipe)
 
     def _say(self, line: bytes) -> None:
         with suppress(BrokenPipeError):  # it was killed: the loop reaps it and starts another

@@ -16,6 +16,7 @@ import math
 import os
 import signal
 import sys
+import time
 from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
@@ -30,6 +31,7 @@ MOST = 8  # launchers on one node, ourselves among them
 AWAKE = 0.7  # of its time a launcher's loop is at work before it lends
 STARTS_EACH_S = 100.0  # below that rate it is not starting that keeps it busy
 AGAIN_S = 10.0  # after a try that found a core busy for long
+SHORTEST_S = 10.0  # a hand that would have to leave sooner is not worth its start
 PR_SET_PDEATHSIG = 1
 
 
@@ -60,7 +62,9 @@ class Hands:
     def __init__(self, tree: Tree, node: Node, wishes: Wishes) -> None:
         self.tree = tree
         self.wishes = wishes
-        self.parts = [] if wishes.hand_of else parts(node)
+        self.parts = parts(node) if wishes.pin and not wishes.hand_of else []
+        self.home = os.sched_getaffinity(0)
+        self.cpus = node.cpus
         self.smallest = Node(*self._smallest()) if self.parts else None
         self.lent: dict[int, Grant] = {}
         self.lending = False
@@ -89,20 +93,29 @@ class Hands:
         """Whether all of these would fit any hand."""
         return self.smallest is not None and all(fits_ever(self.smallest, one) for one in shapes)
 
-    def lend(self, room: Room, time_left_s: float) -> tuple[int, ...]:
-        """Give hands all but our own part of an idle room; the cores of our part."""
-        ours, *others = self.parts
+    def lend(self, room: Room, ends_at: float) -> None:
+        """Give hands all of an idle room but our own part; `ends_at` as the picker's, 0: never."""
         self.lending = self.recalled = False
-        for part in others:
-            pid = self._start(part, time_left_s)
-            self.lent[pid] = room.lend(part.cpus, part.memory_mb)
-        return ours.cpus
+        left = ends_at - time.monotonic() if ends_at else 0.0
+        if ends_at and left < SHORTEST_S:
+            return
+        try:
+            for part in self.parts[1:]:
+                pid = self._start(part, left)
+                self.lent[pid] = room.lend(part.cpus, part.memory_mb)
+        except OSError:  # no more processes, or a core was taken from us: we do without
+            self.parts, self.smallest = [], None
+
+    def kept(self) -> set[int]:
+        """The cores to live on: those that are not lent, or where we came from when none is."""
+        if not self.lent:
+            return self.home
+        return set(self.cpus).difference(*(grant.cpus for grant in self.lent.values()))
 
     def _start(self, part: Part, time_left_s: float) -> int:
         """Start a launcher on these cores, whose last words we shall read."""
-        read_end, write_end = os.pipe()
-        before = os.sched_getaffinity(0)
         os.sched_setaffinity(0, part.cpus)
+        read_end, write_end = os.pipe()
         try:
             pid = os.posix_spawn(
                 sys.executable,
@@ -116,13 +129,13 @@ class Hands:
             os.close(read_end)
             raise
         finally:
-            os.sched_setaffinity(0, before)
             os.close(write_end)
         self._said[pid] = read_end
         return pid
 
     def _words(self, part: Part, time_left_s: float) -> list[str]:
-        words = [sys.executable, "-m", "spool.cli", "--spool", self.tree.root, "launcher"]
+        # -P, since our working directory is a task's, from which nothing may be imported.
+        words = [sys.executable, "-P", "-m", "spool.cli", "--spool", self.tree.root, "launcher"]
         words += ["--quiet", "--json", "--hand-of", str(os.getpid()), "--idle-timeout", "0"]
         words += ["--cores", str(len(part.cpus)), "--gpus", "0", "--memory", f"{part.memory_mb}M"]
         words += ["--workflow", self.wishes.workflow] if self.wishes.workflow else []
@@ -134,6 +147,7 @@ class Hands:
 
     def recall(self, number: signal.Signals) -> None:
         """Pass a signal on: SIGINT lets their tasks end, SIGTERM stops them."""
+        self.lending = False
         if number is signal.SIGINT and self.recalled:
             return  # a second one would stop them
         self.recalled = True

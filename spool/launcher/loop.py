@@ -76,7 +76,7 @@ class Launcher:
         self.peak_kb = run.own_peak_kb()
         self.began = self.busy_at = time.monotonic()
         self.ends_at = self.began + wishes.time_limit_s if wishes.time_limit_s else 0.0
-        self.tick_at = self.paused_until = self.pace_at = 0.0
+        self.tick_at = self.paused_until = self.pace_at = self.told_beat = 0.0
         self.last_word = ""
 
     # -- from the first heartbeat to the last ----------------------------------------------------
@@ -112,6 +112,7 @@ class Launcher:
             gpus=list(self.node.gpus),
             memory_mb=self.node.memory_mb,
             features=sorted(self.wishes.features),
+            hand_of=self.wishes.hand_of,
             ends=time.time() + self.wishes.time_limit_s if self.ends_at else None,
         )
         self.guard = Guard(self.owner.name, self.settings.lease_fence_s)
@@ -220,6 +221,8 @@ class Launcher:
 
     def _new_guard(self) -> None:
         self.log("the guard was killed; starting another")
+        self.children.ours.discard(self.guard.pid)
+        self.guard.close()
         self.guard = Guard(self.owner.name, self.settings.lease_fence_s)
         self.children.ours.add(self.guard.pid)
         for pid in self.running:
@@ -274,15 +277,13 @@ class Launcher:
     def _start_what_fits(self) -> None:
         if not self.claimed or not self.room.cpus or time.monotonic() < self.paused_until:
             return
-        if self.hands.lending and not self._lend():
+        if self.hands.lending and not self.draining and not self._lend():
             return
         passed: list[tuple[Task, Shape]] = []
         while self.claimed and self.room.cpus and len(passed) < LOOK_AT:
             task, shape = self.claimed.popleft()
             if self.draining or (grant := self.room.take(shape)) is None:
                 passed.append((task, shape))
-                if self.picker.is_tired(shape):
-                    break  # nothing of lower rank may fill its room any more
                 continue
             try:
                 running = self.starter.start(task, shape, grant)
@@ -297,7 +298,6 @@ class Launcher:
                 break
             self.started += 1
             self.busy_at = time.monotonic()
-            self.picker.found_room(shape)
             self._note_start(running)
         self.claimed.extendleft(reversed(passed))
 
@@ -368,7 +368,9 @@ class Launcher:
         now = time.monotonic()
         self.tick_at = now + TICK_S
         self.peak_kb = run.own_peak_kb()
-        if self.owner.beat_if_due():
+        self.owner.beat_if_due()
+        if self.owner.last_beat > self.told_beat:  # a takeover beats too, beside the loop
+            self.told_beat = self.owner.last_beat
             self.guard.beat()
         for request in asked.requests(self.owner):
             self._answer(*request)
@@ -413,9 +415,9 @@ class Launcher:
         """Share out our cores as soon as nothing runs on them; whether they may be used."""
         if not self.room.idle:
             return False
-        left = self.ends_at - time.monotonic() if self.ends_at else 0.0
-        self.starter.confine(self.hands.lend(self.room, left))
+        self.hands.lend(self.room, self.ends_at)
         self.children.ours.update(self.hands.lent)
+        self.starter.confine(self.hands.kept())
         self.log(f"lent cores to {len(self.hands.lent)} hands")
         return True
 
@@ -426,8 +428,8 @@ class Launcher:
         self.room.give(grant)
         self.counts.update(counts)
         self.busy_at, self.nothing_to_claim = time.monotonic(), False
+        self.starter.confine(self.hands.kept())
         if not self.hands.lent:
-            self.starter.confine(set(self.node.cpus))
             self.log("all hands are back")
 
     # -- requests --------------------------------------------------------------------------------

@@ -76,6 +76,12 @@ class Room:
         self.memory_mb -= shape.memory_mb
         return grant
 
+    def reserve(self, shape: Shape) -> None:
+        """Keep what a task of this shape needs, as far as it is free, from all others."""
+        del self.cpus[: shape.cores * shape.ranks]
+        del self.gpus[: shape.gpus]
+        self.memory_mb -= min(shape.memory_mb, self.memory_mb)
+
     def lend(self, cpus: tuple[int, ...], memory_mb: int) -> Grant:
         """Give away these very cores, which are free, and so much memory."""
         for cpu in cpus:

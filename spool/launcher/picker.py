@@ -76,14 +76,13 @@ class Picker:
     def claim(self, room: Room, held: Collection[Held], limit: int) -> Iterator[str]:
         """Claim up to `limit` tasks beyond those `held`, claimed and not started; yields ids."""
         self._plan = room.copy()
-        self._ahead = self._ahead_allowed() - len(held)
-        self.refused.clear()
-        self._narrow(held)
         for _, shape in held:
             if not self._plan.cpus:
                 break
-            if self._plan.take(shape) is None and self.is_tired(shape):
-                self._close_plan()
+            self._plan.take(shape)
+        self._ahead = self._ahead_allowed() - len(held)
+        self.refused.clear()
+        self._narrow()
         for task_id in self.claimer.take(self._wants, limit):
             yield task_id
             self._plan_for(self._last)
@@ -93,18 +92,24 @@ class Picker:
         if reason := self.why_not(shape, time.monotonic()):
             self.refused[reason] += 1
             return 0
-        fitting = self._plan.count(shape)
-        if fitting:
+        if fitting := self._plan.count(shape):
+            self.waiting_since.pop(shape, None)
+            self.tired.discard(shape)
             return fitting
-        tired = self.is_tired(shape)
-        if self._ahead > 0:
+        if self._ahead > 0 and self._lacks_but_a_core(shape):
             return self._ahead
         self.refused["waiting for room"] += 1
-        if tired:
-            self._close_plan()
+        if self._is_tired(shape):
+            self._plan.reserve(shape)
+            self._ahead = 0
         return 0
 
-    def is_tired(self, shape: Shape) -> bool:
+    def _lacks_but_a_core(self, shape: Shape) -> bool:
+        """Whether any core that gets free will do: all else that waits claimed is in the way."""
+        one_core = shape.cores * shape.ranks == 1
+        return one_core and not shape.gpus and shape.memory_mb <= self._plan.memory_mb
+
+    def _is_tired(self, shape: Shape) -> bool:
         """Whether a task that does not fit now has waited so long that room must be kept for it.
 
         That is so after 30 s, or when a hundred others may have come and gone on each core.
@@ -116,29 +121,24 @@ class Picker:
             self.tired.add(shape)
         return shape in self.tired
 
-    def found_room(self, shape: Shape) -> None:
-        """A task of this shape has been started."""
-        if self.waiting_since:
-            self.waiting_since.pop(shape, None)
-            self.tired.discard(shape)
-
     def _plan_for(self, shape: Shape) -> None:
         if self._plan.take(shape) is None:
             self._ahead -= 1
 
-    def _close_plan(self) -> None:
-        """A task has waited long for room: let nothing of lower rank fill it any more."""
-        self._plan.cpus.clear()
-        self._ahead = 0
-
-    def _narrow(self, held: Collection[Held]) -> None:
-        """Forget the patience for shapes that wait no more."""
+    def _narrow(self) -> None:
+        """Forget the patience for shapes that wait no more; serve the tired before their equals."""
         if not self.waiting_since:
             return
         present = {shapes.parse(lane)[0] for lane in self.claimer.lanes}
-        for shape in self.waiting_since.keys() - present - {shape for _, shape in held}:
+        for shape in self.waiting_since.keys() - present:
             del self.waiting_since[shape]
             self.tired.discard(shape)
+        if self.tired:
+            self.claimer.lanes.sort(key=self._rank)
+
+    def _rank(self, lane: str) -> tuple[int, str, bool, int]:
+        priority, hour, longest = shapes.order(lane)
+        return priority, hour, shapes.parse(lane)[0] not in self.tired, longest
 
     def _ahead_allowed(self) -> int:
         return min(AHEAD_MOST, int(self.rate * AHEAD_S))

@@ -7,13 +7,13 @@ Fails  LeaseLost; DiskFull; FileNotFoundError: the task's directory vanished bef
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import re
 import resource
 import shutil
 import time
-from collections.abc import Collection
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -28,6 +28,8 @@ from spool.queue.shape import Shape
 from spool.queue.tasks import Task
 
 NOT_FOUND, NOT_RUNNABLE = 127, 126  # as shells say it
+SHORT = (*files.FULL, *files.SCARCE, errno.EAGAIN)
+"""What the machine, and no fault of the program, answers when it is not to be started now."""
 FLOOR_SLACK_KB = 4096  # our mark is read once a second, and the kernel counts pages in batches
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 GPUS = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK")
@@ -75,15 +77,15 @@ class Starter:
         self.pin = pin
         self.spawner = Spawner()
         self.hide_gpus = hide_gpus
-        self.allowed: Collection[int] = os.sched_getaffinity(0)
+        self.allowed = os.sched_getaffinity(0)
         self.base = clean_environment(dict(os.environ))
         self.base["SPOOL"] = owner.tree.root
         self.base[processes.MARK] = owner.name
         self.hurried = False
         self.no_input = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
 
-    def confine(self, cpus: Collection[int]) -> None:
-        """Live on these cores, and start tasks on them alone."""
+    def confine(self, cpus: set[int]) -> None:
+        """Live on these cores; a task that gets all of them needs no pinning."""
         os.sched_setaffinity(0, cpus)
         self.allowed = self.spawner.everywhere = cpus
 
@@ -111,7 +113,7 @@ class Starter:
         try:
             self._spawn(running, command_of(self.owner, task))
         except (OSError, SpoolError) as fault:
-            if isinstance(fault, OSError) and fault.errno in files.FULL:
+            if isinstance(fault, OSError) and fault.errno in SHORT:
                 raise files.explained(fault, task.path) from fault
             running.end = self._never_started(running, fault)
         return running
@@ -137,7 +139,7 @@ class Starter:
         task, cpus = running.task, running.grant.cpus
         environment = self._environment(running)
         program = find_program(words[0], environment.get("PATH", os.defpath))
-        cores = cpus if self.pin and len(cpus) < len(self.allowed) else ()
+        cores = cpus if self.pin and set(cpus) != self.allowed else ()
         opened = self._output(task)
         outputs = (self.no_input, opened[0], opened[-1])
         order = Order(program, words, environment, task.path, outputs, cores)

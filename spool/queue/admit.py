@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from spool.errors import ManifestError
+from spool.errors import ManifestError, SpoolError
 from spool.queue import claim, files, history, layout, manifest, tasks
 from spool.queue.claim import printable
 from spool.queue.manifest import Input, Manifest
@@ -59,12 +59,16 @@ class Watched:
 
 @dataclass(slots=True)
 class Arrival:
-    """One arrival we have claimed: `held` is its name in our folder, `name` what it was called."""
+    """One arrival we have claimed: `held` is its name in our folder, `name` what it was called.
+
+    again says that its admission was begun before, so that an `arrived` line in it may be ours.
+    """
 
     held: str
     name: str
     source: str
     watched: Watched | None = None
+    again: bool = False
 
 
 class Door:
@@ -90,7 +94,19 @@ class Door:
         if not ripe:
             return 0
         ready = [arrival for arrival in ripe if self._still(arrival)]
-        return admit_all(self.owner, ready, self.trusted)
+        try:
+            return admit_all(self.owner, ready, self.trusted)
+        except (SpoolError, OSError):
+            self._keep(ready)
+            raise
+
+    def _keep(self, arrivals: list[Arrival]) -> None:
+        """Hold on to what could not be admitted now, for the disk is full: it is tried again."""
+        now = self.clock()
+        for arrival in arrivals:
+            if files.exists(self.owner.claim_path(arrival.held)):
+                arrival.watched, arrival.again = Watched((), now, now + 1.0), True
+                self.holding.append(arrival)
 
     def _complete(self) -> list[Spot]:
         """Arrivals that have come to rest, or can never become tasks."""
@@ -297,13 +313,26 @@ def admit_all(owner: Owner, arrivals: list[Arrival], trusted: frozenset[int]) ->
             marked.append((arrival, task_id))
     if marked:
         files.sync_all(owner.claims)
-    places = [_move_on(owner, arrival, task_id) for arrival, task_id in marked]
+    places = [_moved_on(owner, arrival, task_id) for arrival, task_id in marked]
     claim.sync_places(owner.tree, [place for place in places if place])
     return len(arrivals)
 
 
+def _moved_on(owner: Owner, arrival: Arrival, task_id: str) -> Place | None:
+    try:
+        return _move_on(owner, arrival, task_id)
+    except (ManifestError, OSError) as fault:
+        _reject(owner, arrival, fault)
+        return None
+
+
 def _reject(owner: Owner, arrival: Arrival, fault: ManifestError | OSError) -> None:
-    """File an arrival under FAILED/rejected, unless somebody removed it meanwhile."""
+    """File an arrival under FAILED/rejected, unless somebody removed it meanwhile.
+
+    Raises OSError for a fault of the moment, which is none of the arrival's.
+    """
+    if isinstance(fault, OSError) and files.is_passing(fault):
+        raise fault
     if not files.exists(owner.claim_path(arrival.held)):
         return
     reason = fault.strerror if isinstance(fault, OSError) and fault.strerror else str(fault)
@@ -324,7 +353,7 @@ def readmit(owner: Owner, held: str, trusted: frozenset[int]) -> None:
     called = _id_of(held)
     if told := _own_story(owner.claim_path(held)):
         called = str(told.get("called", called))
-    admit_all(owner, [Arrival(held, called, source)], trusted)
+    admit_all(owner, [Arrival(held, called, source, again=True)], trusted)
 
 
 def _mark(owner: Owner, arrival: Arrival, trusted: frozenset[int]) -> str:
@@ -336,7 +365,8 @@ def _mark(owner: Owner, arrival: Arrival, trusted: frozenset[int]) -> str:
         raw = files.read_trusted(path, layout.MANIFEST, trusted)
     except FileNotFoundError:
         raise ManifestError(f"holds no {layout.MANIFEST}") from None
-    if not _own_story(path):
+    begun = arrival.again and _own_story(path)
+    if not begun:
         for brought in (layout.HISTORY, layout.OUTPUT, layout.ERRORS):
             if files.exists(f"{path}/{brought}"):
                 files.move_aside(f"{path}/{brought}")
@@ -346,7 +376,7 @@ def _mark(owner: Owner, arrival: Arrival, trusted: frozenset[int]) -> str:
     for item in wanted.input_list:
         if reason := wrong_input(path, item):
             raise ManifestError(reason)
-    if not _own_story(path):
+    if not begun:
         _write_arrived(owner, arrival, path)
     return _id_of(arrival.held)
 

@@ -72,5 +72,12 @@ def empty_groups(tree: Tree) -> Iterator[str]:
     for state in (State.READY, State.WAITING, State.FAILED):
         for group in tasks.groups(tree, state):
             path = tree.group(state, group)
-            if files.is_folder(path) and next(files.scan(path), None) is None:
+            if files.is_folder(path) and _is_empty(path):
                 yield path
+
+
+def _is_empty(path: str) -> bool:
+    try:
+        return next(files.scan(path), None) is None
+    except PermissionError:
+        return False  # closed to us: `check` tells

@@ -102,8 +102,11 @@ class Claimer:
             self._drop(group, folder)
 
     def _list(self, group: str, folder: str) -> bool:
-        """Hold the lane's names, turned to a random start; False if there are none."""
-        names = files.names(folder)
+        """Hold the lane's names, turned to a random start; False if there are none for us."""
+        try:
+            names = files.names(folder)
+        except PermissionError:
+            names = []  # closed to us: `check` tells
         start = self.random.randrange(len(names)) if names else 0
         self._names = names[start:] + names[:start]
         self._names_of = group
@@ -165,6 +168,7 @@ def append(
     except PermissionError:
         if not files.open_up(os.path.dirname(path)):
             raise
+        files.open_up(path)
         files.append(path, lines, heal=heal, create=create)
     except FileNotFoundError:
         if not owner.holds_lease():

@@ -134,12 +134,13 @@ def holds(path: str) -> bool:
     return name in names(folder)
 
 
-def open_up(folder: str) -> bool:
-    """Give a task directory its owner's rights back; False if that is not ours to do."""
+def open_up(path: str) -> bool:
+    """Give a task directory or a file its owner's rights back; False if that is not ours to do."""
     try:
-        if not stat.S_ISDIR(os.lstat(folder).st_mode):
+        mode = os.lstat(path).st_mode
+        if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
             return False
-        _do("chmod", os.chmod, folder, 0o700)
+        _do("chmod", os.chmod, path, 0o700 if stat.S_ISDIR(mode) else 0o600)
     except OSError:
         return False
     return True

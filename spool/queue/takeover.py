@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from itertools import chain
@@ -62,8 +63,8 @@ class Observer:
     def look(self) -> tuple[list[str], bool]:
         """RUNNING groups whose holder is dead, and whether any other is still undecided.
 
-        Owners are looked at from our own name onward, up to the first one that our own eyes saw
-        alive: so each owner has a watcher, and the work does not grow with their square.
+        Owners are looked at from our own name onward, up to the first living launcher that looks
+        around itself: so each owner has a watcher, and the work does not grow with their square.
         """
         dead, undecided = self._begun(), False
         for group in self._neighbours():
@@ -72,9 +73,13 @@ class Observer:
                 dead.append(group)
             elif verdict is Verdict.UNDECIDED:
                 undecided = True
-            else:
+            elif self._watches_others(holder(group)):
                 break
         return dead, undecided
+
+    def _watches_others(self, name: str) -> bool:
+        record = owner.read_record(self.tree, name)
+        return record.get("kind") == "launcher" and not record.get("hand_of")
 
     def _begun(self) -> list[str]:
         """What we took over ourselves and could not finish: a full disk came between."""
@@ -144,9 +149,10 @@ def take_over(me: Owner, group: str, trusted: frozenset[int]) -> int:
     held, why = me.within(mine), Ending.of(me.tree, dead, last)
     moved = 0
     for name in files.names(held.claims):
-        _settle(held, name, dead, why, trusted)
         me.beat_if_due()
-        moved += 1
+        with suppress(PermissionError):  # closed to us: it stays here, where `check` finds it
+            _settle(held, name, dead, why, trusted)
+            moved += 1
     files.remove_folder(held.claims)
     _bury(me, {dead, last})
     return moved
