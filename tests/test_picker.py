@@ -1,0 +1,99 @@
+"""What a launcher claims next: what fits, a little ahead, and never at the cost of others."""
+
+from __future__ import annotations
+
+import pytest
+from crashing import start_owner
+
+from spool.launcher import picker
+from spool.launcher.nodes import Node, Room
+from spool.launcher.picker import Picker, Wishes
+from spool.queue import files, shape
+from spool.queue.claim import Claimer
+from spool.queue.layout import State, Tree, new_id
+
+SHARD = "26112215-00"
+NODE = Node((0, 1), ("0",), 1000)
+
+
+class Backlog:
+    """A spool whose READY is made by hand, and a launcher's picker over it."""
+
+    def __init__(self, tree: Tree) -> None:
+        self.tree = tree
+        self.owner = start_owner(tree)
+        self.picker = Picker(Claimer(self.owner, seed=1), NODE, Wishes(), 0.0)
+        self.room = Room(NODE)
+        self.held: list = []
+
+    def ready(self, lane: str, count: int = 1) -> None:
+        for number in range(count):
+            task_id = new_id(f"{lane.replace('.', '-')}-{number}", SHARD)
+            files.make_folder(self.tree.task(State.READY, f"{lane}@{SHARD}", task_id))
+
+    def claims(self, limit: int = 100) -> list[str]:
+        """The lanes of what is claimed now, in that order."""
+        self.picker.claimer.refresh()
+        return [
+            name.split(".")[0].rpartition("-")[0]
+            for name in self.picker.claim(self.room, self.held, limit)
+        ]
+
+    def runs(self, lane: str) -> None:
+        assert self.room.take(shape.parse(f"{lane}@{SHARD}")[0])
+
+
+@pytest.fixture
+def backlog(tree: Tree) -> Backlog:
+    return Backlog(tree)
+
+
+def test_no_more_is_claimed_than_fits_where_tasks_last(backlog: Backlog) -> None:
+    backlog.ready("c1", 10)
+    assert backlog.claims() == ["c1"] * 2
+
+
+def test_a_quarter_of_a_second_s_work_is_claimed_ahead_where_tasks_go_fast(
+    backlog: Backlog,
+) -> None:
+    backlog.ready("c1", 100)
+    backlog.picker.rate = 40.0
+    assert backlog.claims() == ["c1"] * 12
+
+
+@pytest.mark.parametrize("other", ["c1.g1", "c2", "c1.m600M"])
+def test_what_lacks_more_than_a_core_is_not_claimed_ahead_and_blocks_no_other(
+    backlog: Backlog, other: str
+) -> None:
+    backlog.runs("c1.g1" if "g1" in other else "c1.m512M")
+    backlog.ready(f"p9.{other}", 50)
+    backlog.ready("c1", 50)
+    backlog.picker.rate = 40.0
+    assert set(backlog.claims()) == {"c1"}
+
+
+def test_room_is_kept_for_the_tired_but_only_what_they_need(
+    backlog: Backlog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(picker, "PATIENCE_S", -1.0)
+    backlog.runs("c1.g1")
+    backlog.ready("p9.c1.g1", 3)
+    backlog.ready("c1", 3)
+    assert backlog.claims() == []  # the one core that is free is kept, as the GPU will be
+    backlog.room = Room(Node((0, 1, 2), ("0",), 1000))
+    backlog.runs("c1.g1")
+    assert backlog.claims() == ["c1"]
+
+
+def test_a_tired_wide_task_is_served_before_its_equals(backlog: Backlog) -> None:
+    backlog.runs("c1")
+    backlog.ready("c2.t1m")
+    backlog.ready("c1.t2m", 3)  # longer, hence first among equals
+    assert backlog.claims(2) == ["c1-t2m"]
+    wide = shape.parse(f"c2.t1m@{SHARD}")[0]
+    backlog.picker.waiting_since[wide] -= picker.PATIENCE_S + 1
+    assert backlog.claims(2) == ["c1-t2m"]  # only now is it seen to have waited so long
+    assert backlog.claims(2) == []
+    backlog.room = Room(NODE)
+    assert backlog.claims(1) == ["c2-t1m"]
+    assert backlog.claims(1) == ["c1-t2m"]  # its patience begins anew
