@@ -177,7 +177,7 @@ class Spool:
         states = (state,) if isinstance(state, str) and state else tuple(state)
         chosen = Selection(
             words=words,
-            states=tuple(State(one) for one in states),
+            states=tuple(State(one.upper()) for one in states),
             workflow=workflow,
             name=name,
             tags=tuple(tags),

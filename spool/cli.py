@@ -113,6 +113,9 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
+    except OSError as fault:
+        click.echo(f"Error: {fault.filename or 'output'}: {fault.strerror or fault}", err=True)
+        code = 1
     sys.stderr.flush()
     os._exit(
         code

@@ -11,6 +11,7 @@ The lines of a file may be the commands themselves; then `{}` is the line's numb
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import stat
@@ -221,12 +222,18 @@ class Source:
 def open_source(path: str, form: str | None, template: dict[str, Any]) -> Source:
     """The tasks of a file ('-' is standard input), by `form` or by suffix. Raises SpoolError."""
     suffix = os.path.splitext(path)[1].lower()
-    chosen = form or _SUFFIXES.get(suffix, "lines")
+    chosen = form or ("jsonl" if _streams_objects(path) else _SUFFIXES.get(suffix, "lines"))
     if chosen not in _FORMS:
         raise SpoolError(f"{path}: unknown form {chosen!r}; expected {', '.join(_FORMS)}")
     if chosen == "csv" and suffix == ".tsv":
         chosen = "tsv"
     return Source(path, chosen, template)
+
+
+def _streams_objects(path: str) -> bool:
+    """Whether standard input, which has no suffix, begins like JSON lines."""
+    stream = sys.stdin.buffer
+    return path == "-" and isinstance(stream, io.BufferedReader) and stream.peek(1)[:1] == b"{"
 
 
 def _open(path: str) -> BinaryIO:

@@ -272,7 +272,7 @@ def test_a_launcher_tells_in_json_what_it_did(tree: Tree, spool: Spool, command:
         (("submti",), "there is no command 'submti'. Did you mean 'submit'?"),
         (("frobnicate",), "there is no command 'frobnicate'. Run: spool --help"),
         (("submit", "--after", "x", "--", "true"), "dependencies (--after) are not supported yet"),
-        (("submit", "--array", "1-9", "--", "true"), "arrays (--array); use --each"),
+        (("submit", "--array", "1-9", "--", "true"), "arrays (--array, for now --each)"),
         (("submit", "--time-limit", "soon", "--", "true"), "expected a duration such as 90"),
         (("submit", "--move", "--", "true"), "--move goes with --dir"),
         (("submit", "--each", "1-2", "--dir", "/tmp", "--move", "--", "x"), "--move gives a"),
@@ -358,7 +358,7 @@ def test_a_script_brings_its_options_and_the_command_line_wins(
     assert (found["cores_per_rank"], found["time_limit"]) == (2, "1h")
     assert found["tags"] == ["from-script"]
     assert found["name"] == "run-me.sh"
-    assert found["command"] == ["/bin/sh", "./run-me.sh", "7"]
+    assert found["command"] == ["./run-me.sh", "7"]
     spot = tasks.find(tree, task_id)
     assert spot and Path(spot.path(tree), "run-me.sh").read_text() == script.read_text()
 
@@ -487,13 +487,89 @@ def test_a_task_is_led_through_every_verb_by_the_beginning_of_its_id(
     assert task.history[3]["reason"] == "wrong beam"
 
 
+def test_an_exact_name_means_no_longer_ones_and_every_word_must_mean_something(
+    spool: Spool, command: Command
+) -> None:
+    for number in (1, 10, 11):
+        spool.submit(["true"], name=f"sq-{number}")
+    ran = command("hold", "sq-1", "nosuch")
+    assert ran.returncode == ERROR and "no task matches 'nosuch'" in ran.stderr
+    assert [task.id.split(".")[0] for task in spool.tasks(state="waiting")] == ["sq-1"]
+    assert command("show", "sq-1").returncode == 0
+
+
+def test_a_script_runs_by_its_own_interpreter_though_it_is_not_executable(
+    tree: Tree, spool: Spool, command: Command, tmp_path: Path
+) -> None:
+    script = tmp_path / "report.py"
+    script.write_text(f"#!{sys.executable}\n#SPOOL --name report\nprint(6 * 7)\n")
+    (task_id,) = ids_of(command("submit", str(script)))
+    assert command("launcher", "--idle-timeout", "0").returncode == 0
+    assert command("log", task_id).stdout == "42\n"
+
+
+def test_a_program_named_from_here_is_found_when_the_task_runs_elsewhere(
+    tree: Tree, command: Command, tmp_path: Path
+) -> None:
+    program = tmp_path / "simulate"
+    program.write_text("#!/bin/sh\necho run $1\n")
+    program.chmod(0o755)
+    (task_id,) = ids_of(command("submit", "--", "./simulate", "7", cwd=tmp_path))
+    assert wanted(tree, task_id)["command"] == [str(program), "7"]
+
+
+def test_a_bare_duration_to_begin_at_counts_from_now_and_a_bare_number_is_refused(
+    tree: Tree, command: Command
+) -> None:
+    (task_id,) = ids_of(command("submit", "--begin", "2h", "--", "true"))
+    assert where(tree, task_id).startswith("WAITING/until@")
+    for unclear in ("90", "20:30"):
+        ran = command("submit", "--begin", unclear, "--", "true")
+        assert ran.returncode == WRONG_USAGE and f"say now+{unclear}" in ran.stderr
+
+
+def test_a_retry_may_begin_later_and_keeps_its_reason(
+    tree: Tree, spool: Spool, command: Command
+) -> None:
+    ended = spool.submit(["true"])
+    spool.cancel(ended)
+    assert command("retry", ended.id, "--begin", "1h", "--reason", "beam is off").returncode == 0
+    assert where(tree, ended.id).startswith("WAITING/until@")
+    assert "beam is off" in command("history", ended.id).stdout
+
+
+def test_a_missing_app_rejects_its_own_line_alone(
+    spool: Spool, command: Command, tmp_path: Path
+) -> None:
+    lines = tmp_path / "tasks.jsonl"
+    lines.write_text('{"command": ["true"]}\n{"app": "missing"}\n{"command": ["true"]}\n')
+    ran = command("submit", "--from", str(lines))
+    assert ran.returncode == ERROR and len(ran.stdout.split()) == 2
+    assert "task 2: there is no app 'missing'" in ran.stderr
+
+
+def test_inputs_that_hold_the_spool_itself_are_refused(tree: Tree, command: Command) -> None:
+    ran = command("submit", "--dir", os.path.dirname(tree.root), "--", "ls")
+    assert ran.returncode == ERROR and "holds the spool itself" in ran.stderr
+    assert os.listdir(tree.folder("tmp")) == []
+
+
+@pytest.mark.parametrize("place", ["/proc/nowhere", "/dev/null"])
+def test_a_place_where_no_spool_can_be_is_an_error_of_one_line(
+    command: Command, place: str
+) -> None:
+    ran = command("init", place)
+    assert ran.returncode == ERROR
+    assert ran.stderr.startswith("Error: ") and ran.stderr.count("\n") == 1
+
+
 def test_rm_removes_what_has_ended_and_nothing_else(
     tree: Tree, spool: Spool, command: Command
 ) -> None:
     ended, ready = spool.submit(["true"], name="hi-1"), spool.submit(["true"], name="hi-2")
     spool.cancel(ended)
     ran = command("rm", ended.id, ready.id)
-    assert (ran.returncode, ran.stdout) == (ERROR, "")
+    assert (ran.returncode, ran.stdout) == (ERROR, f"{ended.id}\n")
     assert ran.stderr.startswith(f"Error: task {ready.id} is ready; rm is not possible.")
     assert f"spool cancel {ready.id}" in ran.stderr
     assert where(tree, ended.id) == ""
@@ -521,7 +597,8 @@ def test_a_verb_on_a_wide_choice_takes_what_it_can_and_tells_in_json(
         (("retry", "hi"), "is ready; retry is not possible. To take it out: spool cancel hi."),
         (("release", "hi"), "is ready; release is not possible"),
         (("modify", "hi", "--nodes", "0"), "key 'nodes': expected int >= 1, got 0"),
-        (("hold", "zzz"), "no task to hold matches. Run: spool ls"),
+        (("hold", "zzz"), "no task matches 'zzz'. Run: spool ls"),
+        (("hold", "--name", "zzz"), "no task to hold matches. Run: spool ls"),
         (("retry", "--state", "FAILED"), "no task to retry matches"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",

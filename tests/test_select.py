@@ -55,7 +55,8 @@ def name_of(task_id: str) -> str:
     ("words", "meant"),
     [
         ((), ["drop", "fit-1", "fit-10", "fit-2", "other", "run7"]),
-        (("fit-1",), ["fit-1", "fit-10"]),
+        (("fit-1",), ["fit-1"]),
+        (("fit-",), ["fit-1", "fit-10", "fit-2"]),
         (("fit-1.",), ["fit-1"]),
         (("fit",), ["fit-1", "fit-10", "fit-2"]),
         (("fit-?.*",), ["fit-1", "fit-2"]),

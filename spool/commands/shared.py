@@ -82,6 +82,22 @@ class Moment(Number):
             self.fail(str(fault), param, ctx)
 
 
+class Begin(Moment):
+    """A moment to come: a bare duration counts from now."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Epoch seconds."""
+        text = value.strip() if isinstance(value, str) else ""
+        if text.replace(":", "").isdigit():
+            self.fail(f"say now+{text}, or a date such as 2026-11-22T20:30 (UTC)", param, ctx)
+        try:
+            return time.time() + units.duration(text)
+        except ValueError:
+            return super().convert(value, param, ctx)
+
+
 class Memory(Text):
     """A memory size."""
 
@@ -107,7 +123,7 @@ def complete_ids(ctx: click.Context, param: click.Parameter, begun: str) -> list
     except NotASpool:
         return []
     found: list[Any] = []
-    for spot in select.find(tree, select.Selection(words=(begun,) if begun else ())):
+    for spot in select.find(tree, select.Selection(words=(f"{begun}*",))):
         if not spot.id.isprintable():
             continue  # no shell could take it back
         found.append(CompletionItem(spot.id, help=str(spot.state)))
@@ -134,7 +150,12 @@ _SELECTION: tuple[Callable[[F], F], ...] = (
     click.option("--workflow", default="", help="Only tasks of this workflow (a name or a glob)."),
     click.option("--name", default="", help="Only tasks of this name (a name or a glob)."),
     click.option("--tag", multiple=True, help="Only tasks with this tag; may be given again."),
-    click.option("--since", type=Moment(), default=0.0, help="Only tasks submitted since: 2h ago."),
+    click.option(
+        "--since",
+        type=Moment(),
+        default=0.0,
+        help="Only those submitted since: 2h (ago), or a date.",
+    ),
 )
 
 
@@ -149,6 +170,7 @@ def selection(keys: dict[str, Any]) -> Any:
         name=keys.pop("name"),
         tags=tuple(keys.pop("tag")),
         since=keys.pop("since"),
+        strict=True,
     )
 
 

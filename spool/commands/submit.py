@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -18,7 +17,8 @@ from spool.queue.layout import Tree
 from spool.queue.manifest import Manifest
 from spool.queue.submit import Fill
 
-NOT_YET = {"after": "dependencies (--after)", "array": "arrays (--array); use --each"}
+PATH = click.Path()  # for the shell's completion; what is wrong with one is told elsewhere
+NOT_YET = {"after": "dependencies (--after)", "array": "arrays (--array, for now --each)"}
 
 
 @click.command("submit", context_settings={"allow_interspersed_args": False})
@@ -30,13 +30,17 @@ NOT_YET = {"after": "dependencies (--after)", "array": "arrays (--array); use --
 @click.option("--tag", "tags", multiple=True, help="A tag; may be given again.")
 @click.option("--description", help="A line for people.")
 @click.option(
-    "--from", "source", metavar="FILE", help="Many tasks: JSONL, CSV or lines; - is stdin."
+    "--from",
+    "source",
+    metavar="FILE",
+    type=PATH,
+    help="Many: JSONL, CSV, lines; - is stdin.",
 )
 @click.option("--format", "form", type=click.Choice(["jsonl", "csv", "lines"]), help="Of --from.")
 @click.option("--each", metavar="1-500", help="One task for each number; {} in COMMAND.")
-@click.option("--each-line", metavar="FILE", help="One task for each line; {} in COMMAND.")
+@click.option("--each-line", metavar="FILE", type=PATH, help="One task a line; {} in COMMAND.")
 @click.option("--all-or-nothing", is_flag=True, help="Submit nothing if a line is rejected.")
-@click.option("--dir", "folder", metavar="DIR", help="Copy DIR's contents into the task.")
+@click.option("--dir", "folder", metavar="DIR", type=PATH, help="Copy its contents into the task.")
 @click.option("--move", is_flag=True, help="Move them, with --dir.")
 @click.option("--env", multiple=True, metavar="NAME=VALUE", help="Set in its environment.")
 @click.option("--priority", type=int, help="Higher runs first; -999 to 999.")
@@ -48,7 +52,7 @@ NOT_YET = {"after": "dependencies (--after)", "array": "arrays (--array); use --
 @click.option("--requires", multiple=True, help="A feature its node must have.")
 @click.option("--time-estimate", type=shared.Duration(), help="How long it is thought to run.")
 @click.option("--time-limit", type=shared.Duration(), help="Stop it after so long.")
-@click.option("--begin", type=shared.Moment(), help="Not before: now+10m, 2026-11-22T20:30.")
+@click.option("--begin", type=shared.Begin(), help="Not before: now+10m, 2026-11-22T20:30 (UTC).")
 @click.option("--hold", is_flag=True, help="Keep it back until `spool release`.")
 @click.option("--signal", metavar="SIG[@GRACE]", help="How to stop it; TERM@10s.")
 @click.option("--max-attempts", type=int, help="Tries before it counts as failed; 1.")
@@ -80,17 +84,40 @@ def submit_command(ctx: click.Context, /, **keys: Any) -> None:
     tree, _ = shared.tree_of(ctx)
     bulk = {key: keys.pop(key) for key in ("source", "form", "each", "each_line")}
     move = keys["move"]
+    folder = keys["folder"]
     fill = _filler(keys)
+    if fill is None and not keys["app"]:
+        keys["command"] = _found_here(keys["command"])
+    if bulk["form"] and not bulk["source"]:
+        raise click.UsageError("--format goes with --from")
     as_json, whole = keys.pop("as_json"), keys.pop("all_or_nothing")
     template = _template(keys)
     if any(bulk.values()):
         if move:
             raise click.UsageError("--move gives a directory to one task; for many, leave it out")
+        _outside(tree, folder)
         _submit_many(tree, bulk, template, fill, as_json=as_json, whole=whole)
         return
     wanted = manifest.from_mapping(template, "submit")
     _app_exists(tree, wanted)
+    _outside(tree, folder)
     _print_ids([submit.submit(tree, wanted, fill)], as_json=as_json)
+
+
+def _outside(tree: Tree, folder: str | None) -> None:
+    """Raises SpoolError for a directory of inputs that holds the spool."""
+    if folder:
+        inputs, root = os.path.realpath(folder), os.path.realpath(tree.root)
+        if os.path.commonpath((inputs, root)) == inputs:
+            raise SpoolError(f"{folder}: holds the spool itself; --dir takes a smaller directory")
+
+
+def _found_here(command: tuple[str, ...]) -> tuple[str, ...]:
+    """A program named relative to here, by its full path: it will run in the task's directory."""
+    first = command[0] if command else ""
+    if "/" not in first or os.path.isabs(first) or not os.path.isfile(first):
+        return command
+    return (os.path.abspath(first), *command[1:])
 
 
 def _template(keys: dict[str, Any]) -> dict[str, Any]:
@@ -174,7 +201,7 @@ def _filler(keys: dict[str, Any]) -> Fill | None:
 
 def _script_words(script: str, name: str) -> tuple[str, ...]:
     with open(script, "rb") as file:
-        runs_itself = file.read(2) == b"#!" and os.stat(script).st_mode & stat.S_IXUSR
+        runs_itself = file.read(2) == b"#!"  # its copy is made executable
     return (f"./{name}",) if runs_itself else ("/bin/sh", f"./{name}")
 
 
@@ -198,14 +225,17 @@ def _submit_many(
     rejected = 0
     apps: set[str] = set()
     with submit.Submitter(tree, shown, hold_back=whole) as submitter:
-        for item in _progress(*_items(bulk, template)):
+        for number, item in enumerate(_progress(*_items(bulk, template)), 1):
+            if not isinstance(item, Rejected) and item.app and item.app not in apps:
+                try:
+                    _app_exists(tree, item)
+                    apps.add(item.app)
+                except ManifestError as fault:
+                    item = Rejected(f"task {number}", str(fault))
             if isinstance(item, Rejected):
                 rejected += 1
                 click.echo(f"{item.where}: {item.reason}", err=True)
                 continue
-            if item.app and item.app not in apps:
-                _app_exists(tree, item)
-                apps.add(item.app)
             submitter.add(item, fill)
         if not (whole and rejected):
             submitter.finish()

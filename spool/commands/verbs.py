@@ -30,8 +30,8 @@ change_options = (
     click.option("--max-attempts", type=int, help="Tries before it counts as failed."),
     click.option("--max-lost", type=int, help="Launcher deaths before it counts as failed."),
     click.option("--backoff", type=shared.Duration(), help="Wait before the second try."),
-    click.option("--begin", type=shared.Moment(), help="Not before this moment."),
-    click.option("--signal", help="Signal to stop it with."),
+    click.option("--begin", type=shared.Begin(), help="Not before: now+10m, a date (UTC)."),
+    click.option("--signal", metavar="SIG[@GRACE]", help="How to stop it; TERM@10s."),
 )
 
 
@@ -49,6 +49,8 @@ def changes_in(keys: dict[str, Any]) -> dict[str, Any]:
     given = {key: value for key, value in keys.items() if value not in (None, ())}
     if "begin" in given:
         given["begin"] = units.stamp(given["begin"])
+    if "@" in given.get("signal", ""):
+        given["signal"], _, given["grace"] = given["signal"].partition("@")
     return {key: list(v) if isinstance(v, tuple) else v for key, v in given.items()}
 
 
@@ -106,8 +108,8 @@ def _report(outcomes: Iterable[Outcome], verb: str, *, as_json: bool) -> None:
         if as_json:
             task_id, refused_why = map(shared.printable, (outcome.id, outcome.refused))
             shared.print_json({"id": task_id, "now": place, "refused": refused_why})
-        elif outcome.spot and verb != "rm":
-            click.echo(f"{place}/{outcome.spot.id}")
+        elif outcome.spot:
+            click.echo(f"{place}/{outcome.spot.id}" if place else outcome.spot.id)
         elif outcome.refused:
             click.echo(f"Error: {shared.printable(outcome.refused)}", err=True)
     if not done and not refused:

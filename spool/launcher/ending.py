@@ -27,7 +27,8 @@ def record(owner: Owner, running: Running) -> Place:
     task = running.task
     events = [running.end]
     if running.stopping == "cancelled":
-        events.append({"time": units.now_stamp(), "what": "cancelled", "by": owner.name})
+        said = {"by": owner.name, **running.said}
+        events.append({**said, "time": units.now_stamp(), "what": "cancelled"})
     for event in events:
         history.tell(task.story, event)  # told again after a full disk, it changes nothing more
     place = claim.place_of(task, time.time())

@@ -450,6 +450,7 @@ class Launcher:
     def _answer_running(self, verb: str, running: Running, said: dict[str, Any]) -> None:
         if verb == "cancel":
             if running.stopping in ("", "timeout"):
+                running.said = said
                 self.stops.stop(running, "cancelled")
             return
         try:

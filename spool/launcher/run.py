@@ -14,7 +14,7 @@ import re
 import resource
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -36,6 +36,7 @@ GPUS = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK")
 _OURS = re.compile(
     r"(PMI_|PMIX_|OMPI_|PRTE_|OPAL_|ORTE_|HYDI_|HYDRA_|MPIR_|MPI_LOCAL|I_MPI_|SPOOL_).*"
 )
+_ARGUMENTS = re.compile(r"\$\{?[@*#0-9]")  # a line that places its arguments itself
 _KEPT = re.compile(r"OMPI_ALLOW_RUN_AS_ROOT.*")
 
 
@@ -44,8 +45,8 @@ class Running:
     """One task that runs: what it was given, and how it is being ended, if it is.
 
     Times ending in _at are seconds of the monotonic clock; 0 is never. stopping says why we end
-    it: timeout, cancelled or interrupted. last_line is its start line, kept because the program
-    may remove its own directory.
+    it: timeout, cancelled or interrupted; said is what came with a request to cancel. last_line is
+    its start line, kept because the program may remove its own directory.
     """
 
     task: Task
@@ -58,6 +59,7 @@ class Running:
     limit_at: float = 0.0
     kill_at: float = 0.0
     stopping: str = ""
+    said: dict[str, Any] = field(default_factory=dict)
     last_line: bytes = b""
     end: dict[str, Any] | None = None
 
@@ -237,7 +239,8 @@ def command_of(owner: Owner, task: Task) -> list[str]:
     if wanted.app:
         app = app_of(owner, wanted.app)
         if isinstance(app.command, str):
-            return ["/bin/sh", "-c", f'{app.command} "$@"', wanted.app, *wanted.args]
+            line = app.command if _ARGUMENTS.search(app.command) else f'{app.command} "$@"'
+            return ["/bin/sh", "-c", line, wanted.app, *wanted.args]
         return [*app.command, *wanted.args]
     if isinstance(command, str):
         return ["/bin/sh", "-c", command]

@@ -198,8 +198,12 @@ def retry(by: Verb, spot: Spot) -> Spot:
     task = _grab_to_mend(by, spot)
     manifest.changed(task.manifest, by.changes, f"task {spot.id}")
     events = [by.event("change", set=by.changes)] if by.changes else []
-    reason = {"reason": "retry by a person", "stage": "run"}
-    return _put(by, task, *events, {**by.event("queued"), **reason})
+    queued = {"reason": "retry by a person", "stage": "run"}
+    if by.reason:
+        queued["why"] = by.reason
+    if "begin" in by.changes:
+        queued["until"] = by.changes["begin"]
+    return _put(by, task, *events, {**by.event("queued"), **queued})
 
 
 def _grab_to_mend(by: Verb, spot: Spot) -> Task:

@@ -151,16 +151,18 @@ def open_up(path: str) -> bool:
 
 def make_folder(path: str) -> bool:
     """Make a folder and what is missing above it; False if it was there."""
-    try:
-        _do("mkdir", os.mkdir, path)
-    except FileExistsError:
-        return False
-    except FileNotFoundError:
-        make_folder(os.path.dirname(path))
-        return make_folder(path)
-    except OSError as fault:
-        raise explained(fault, path) from fault
-    return True
+    for _ in range(MOVE_TRIES):
+        try:
+            _do("mkdir", os.mkdir, path)
+        except FileExistsError:
+            return False
+        except FileNotFoundError:
+            make_folder(os.path.dirname(path))
+        except OSError as fault:
+            raise explained(fault, path) from fault
+        else:
+            return True
+    raise FileSystemFault(f"{path}: cannot be made")
 
 
 def new_folder(path: str) -> None:
@@ -248,27 +250,25 @@ def _listed(call: Callable[[str], T], folder: str) -> T | None:
 
 def is_folder(path: str) -> bool:
     """Whether path is a folder itself, not a link to one."""
-    try:
-        return stat.S_ISDIR(_do("stat", os.lstat, path).st_mode)
-    except OSError:
-        return False
+    return stat.S_ISDIR(_mode(path))
 
 
 def is_plain(path: str) -> bool:
     """Whether path is a plain file itself, not a link to one."""
-    try:
-        return stat.S_ISREG(_do("stat", os.lstat, path).st_mode)
-    except OSError:
-        return False
+    return stat.S_ISREG(_mode(path))
 
 
 def exists(path: str) -> bool:
     """Whether something is there, by one look; on a network file system a "no" may be stale."""
+    return _mode(path) != 0
+
+
+def _mode(path: str) -> int:
+    """What lstat says something is, 0 where there is nothing."""
     try:
-        _do("stat", os.lstat, path)
+        return _do("stat", os.lstat, path).st_mode
     except OSError:
-        return False
-    return True
+        return 0
 
 
 # -- files ---------------------------------------------------------------------------------------

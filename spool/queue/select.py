@@ -1,8 +1,9 @@
 """select - one grammar for which tasks a verb means.
 
-A word is an id, the beginning of an id, or a glob over ids (* ? [...]), optionally STATE/GROUP/ID
-as `ls` and `path` print it. Words are alternatives; state, workflow, name, tag and since each
-narrow what the words leave. Nothing said means everything.
+A word is an id, a task's whole name, the beginning of an id, or a glob over ids (* ? [...]),
+optionally STATE/GROUP/ID as `ls` and `path` print it; where a task bears just that name, a word
+means no longer ones. Words are alternatives; state, workflow, name, tag and since each narrow what
+the words leave. Nothing said means everything.
 Never  changes anything; reads a manifest only where the question needs it.
 """
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 import fnmatch
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from spool import units
@@ -33,7 +34,10 @@ ORDER = (
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which tasks. words: ids, beginnings, globs; since: epoch seconds, 0 for ever."""
+    """Which tasks. words: ids, names, beginnings, globs; since: epoch seconds, 0 for ever.
+
+    strict: a word that means nothing is an error, told after all that the others mean.
+    """
 
     words: tuple[str, ...] = ()
     states: tuple[State, ...] = ()
@@ -41,11 +45,12 @@ class Selection:
     name: str = ""
     tags: tuple[str, ...] = ()
     since: float = 0.0
+    strict: bool = False
 
     @property
     def everything(self) -> bool:
         """Whether nothing at all narrows it."""
-        return self == Selection()
+        return replace(self, strict=False) == Selection()
 
     @property
     def needs_manifest(self) -> bool:
@@ -70,19 +75,52 @@ def find(tree: Tree, selection: Selection) -> Iterator[Spot]:
     if words and all(layout.parse_id(word) for word in words):
         yield from _by_id(tree, words, selection, states)
         return
+    exact = _names_among(tree, words)
+    words = tuple(f"{word}." if word in exact else word for word in words)
+    unmet = set(words)
     for spot in tasks.spots(tree, tuple(state for state in ORDER if state in states)):
+        if unmet:
+            unmet -= {word for word in unmet if _is_meant(spot.id, word)}
         if matches(tree, spot, selection, words):
             yield spot
+    if selection.strict:
+        _all_met(unmet)
+
+
+def _names_among(tree: Tree, words: tuple[str, ...]) -> set[str]:
+    """The words that are some task's whole name."""
+    left = {word for word in words if not _is_glob(word)}
+    found: set[str] = set()
+    for spot in tasks.spots(tree, ORDER) if left else ():
+        name = _name_of(spot.id)
+        if name in left and name != spot.id:  # an arrival in CREATED has a name only
+            found.add(name)
+            left.discard(name)
+            if not left:
+                break
+    return found
+
+
+def _all_met(unmet: set[str]) -> None:
+    """Raises NoSuchTask for words that meant nothing."""
+    if unmet:
+        shown = ", ".join(repr(word) for word in sorted(unmet)[:3])
+        raise NoSuchTask(f"no task matches {shown}. Run: spool ls")
 
 
 def _by_id(
     tree: Tree, words: tuple[str, ...], selection: Selection, states: tuple[State, ...]
 ) -> Iterator[Spot]:
     """Whole ids are looked up where their shard says, without a walk."""
+    unmet: set[str] = set()
     for word in dict.fromkeys(words):
         spot = tasks.find(tree, word) or _arrival(tree, word)
+        if spot is None:
+            unmet.add(word)
         if spot and spot.state in states and matches(tree, spot, selection, words):
             yield spot
+    if selection.strict:
+        _all_met(unmet)
 
 
 def _arrival(tree: Tree, name: str) -> Spot | None:
@@ -105,14 +143,22 @@ def matches(tree: Tree, spot: Spot, selection: Selection, words: tuple[str, ...]
 
 
 def _is_meant(task_id: str, word: str) -> bool:
-    if any(mark in word for mark in "*?["):
+    if _is_glob(word):
         return fnmatch.fnmatchcase(task_id, word)
     return task_id.startswith(word)
 
 
+def _is_glob(word: str) -> bool:
+    return any(mark in word for mark in "*?[")
+
+
 def _named(task_id: str, pattern: str) -> bool:
+    return fnmatch.fnmatchcase(_name_of(task_id), pattern)
+
+
+def _name_of(task_id: str) -> str:
     parts = layout.parse_id(task_id)
-    return fnmatch.fnmatchcase(parts.name if parts else task_id, pattern)
+    return parts.name if parts else task_id
 
 
 def _lane_allows(spot: Spot, workflow: str) -> bool:

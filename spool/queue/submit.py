@@ -12,6 +12,7 @@ rename where that group is not there yet; into a group that is there the tasks m
 from __future__ import annotations
 
 import os
+import stat
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -203,10 +204,11 @@ def folder_filler(source: str, *, move: bool = False) -> Fill:
 
 
 def file_filler(source: str, name: str) -> Fill:
-    """A `fill` that copies one file into the task under `name`, with its mode."""
+    """A `fill` that copies one script into the task under `name`, executable by its owner."""
 
     def fill(built: str) -> None:
         _copy(source, f"{built}/{name}", move=False)
+        os.chmod(f"{built}/{name}", os.stat(source).st_mode | stat.S_IRWXU)
 
     return fill
 
