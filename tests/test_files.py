@@ -10,7 +10,7 @@ import crashing
 import pytest
 
 from spool.errors import DiskFull, FileSystemFault, SpoolError
-from spool.queue import files
+from spool.queue import faults, files
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def test_a_move_never_replaces_what_is_there(two: tuple[str, str]) -> None:
 
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EXDEV])
 def test_a_move_the_file_system_refuses_is_explained(two: tuple[str, str], error: int) -> None:
-    kind = DiskFull if error in files.FULL else FileSystemFault
+    kind = DiskFull if error in faults.FULL else FileSystemFault
     with crashing.failing("rename", error), pytest.raises(kind, match=two[1]):
         files.move(*two)
     assert os.path.isdir(two[0])
@@ -228,7 +228,7 @@ def test_every_call_passes_the_watcher_before_and_after(two: tuple[str, str]) ->
 
 
 def test_what_the_system_says_is_said_plainly_at_a_person_s_door() -> None:
-    with pytest.raises(FileSystemFault, match="/x: Permission denied"), files.said_plainly():
+    with pytest.raises(FileSystemFault, match="/x: Permission denied"), faults.said_plainly():
         raise PermissionError(errno.EACCES, "Permission denied", "/x")
-    with pytest.raises(DiskFull, match="/x: "), files.said_plainly():
+    with pytest.raises(DiskFull, match="/x: "), faults.said_plainly():
         raise OSError(errno.EDQUOT, "Disk quota exceeded", "/x")

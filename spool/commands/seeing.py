@@ -197,6 +197,9 @@ def log_command(
     tree, _ = shared.tree_of(ctx)
     spot = select.one(tree, word)
     name = layout.ERRORS if errors else layout.OUTPUT
+    there = f"{spot.path(tree)}/{name}"
+    if files.exists(there) and not files.is_plain(there):
+        raise SpoolError(f"{there}: its program put something else than a file there")
     if lines is not None and not follow:
         for line in _tail(f"{spot.path(tree)}/{name}", lines):
             click.echo(line)

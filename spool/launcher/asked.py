@@ -5,6 +5,8 @@ Owns   reading a request; a change written into a task we hold; settling one tha
 
 from __future__ import annotations
 
+import time
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,9 +14,54 @@ import msgspec
 
 from spool import units
 from spool.errors import ManifestError
+from spool.launcher.run import Running
+from spool.launcher.stopping import Stops
 from spool.queue import claim, files, manifest, takeover
 from spool.queue.owner import Owner
+from spool.queue.shape import Shape
 from spool.queue.tasks import Task
+
+
+class Answers:
+    """Does what is asked of the tasks of one launcher: `running` and `claimed` are its tables."""
+
+    def __init__(
+        self,
+        owner: Owner,
+        running: dict[int, Running],
+        claimed: deque[tuple[Task, Shape]],
+        stops: Stops,
+    ) -> None:
+        self.owner, self.running, self.claimed, self.stops = owner, running, claimed, stops
+
+    def answer(self, verb: str, task_id: str, said: dict[str, Any]) -> str:
+        """Do what was asked of a task we have; why it was not possible, if it was not.
+
+        One that has ended needs no answer.
+        """
+        for running in self.running.values():
+            if running.task.id == task_id:
+                return self._of_running(verb, running, said)
+        for entry in self.claimed:
+            if entry[0].id == task_id:
+                self.claimed.remove(entry)
+                return settle_claimed(self.owner, verb, entry[0], said)
+        return ""
+
+    def _of_running(self, verb: str, running: Running, said: dict[str, Any]) -> str:
+        if verb == "cancel":
+            if running.stopping in ("", "timeout"):
+                running.said = said
+                self.stops.stop(running, "cancelled")
+            return ""
+        try:
+            change(self.owner, running.task, said)
+        except (ManifestError, FileNotFoundError) as fault:
+            return str(fault)
+        limit = running.task.manifest.time_limit_s
+        running.limit_at = running.started_at + limit if limit else 0.0
+        self.stops.enforce(time.monotonic())
+        return ""
 
 
 def requests(owner: Owner) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -31,7 +78,7 @@ def read(owner: Owner, verb: str, task_id: str) -> dict[str, Any]:
     raw = files.read(owner.tree.request(owner.name, verb, task_id), 1 << 20)
     try:
         said = msgspec.json.decode(raw or b"{}")
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return {}
     return said if isinstance(said, dict) else {}
 

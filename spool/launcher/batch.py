@@ -14,7 +14,7 @@ from collections import deque
 from queue import SimpleQueue
 
 from spool.errors import SpoolError
-from spool.queue import claim, files
+from spool.queue import claim, faults, files
 from spool.queue.owner import Owner
 from spool.queue.place import Place
 
@@ -69,11 +69,11 @@ class Batch:
             done += 1
             try:
                 claim.hand_on(self.owner, task_id, place)
-            except PermissionError as fault:
+            except (OSError, SpoolError) as fault:
+                if not faults.is_of_one(fault):
+                    self.moving.appendleft((task_id, place))
+                    raise
                 self.stuck.append((task_id, str(fault)))
-            except (OSError, SpoolError):
-                self.moving.appendleft((task_id, place))
-                raise
             else:
                 self.places.add(Place(place.state, place.group))
         if not self.syncing and not self.moving:

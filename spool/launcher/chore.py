@@ -37,10 +37,10 @@ class Chore:
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
-    def finish(self) -> None:
-        """Wait for the end of what was begun."""
+    def finish(self, wait_s: float | None = None) -> None:
+        """Wait for the end of what was begun; after `wait_s` seconds it is left to our taker."""
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(wait_s)
             self._thread = None
         if self._fault is not None:
             fault, self._fault = self._fault, None

@@ -11,6 +11,7 @@ import time
 from typing import Any
 
 from spool import units
+from spool.errors import LeaseLost
 from spool.launcher.run import Running
 from spool.queue import claim, files, history, layout
 from spool.queue.owner import Owner
@@ -34,15 +35,18 @@ def record(owner: Owner, running: Running) -> Place:
     place = claim.place_of(task, time.time())
     if place.line:
         events.append({"time": units.now_stamp(), **place.line})
-    written = _write(owner, running, events)
-    if written:
+    if _write(owner, running, events):
         return place
+    if not owner.holds_lease():
+        raise LeaseLost(f"{owner.claims}: is gone; another process has taken over")
     return _rebuilt(owner, running, events)
 
 
 def _write(owner: Owner, running: Running, events: list[dict[str, Any]]) -> bool:
     """Append the lines; False if the program destroyed its manifest, its history or all of it."""
     task, path = running.task, running.task.path
+    if not _is_whole(running):
+        return False
     lines = b"".join(history.encode(event) for event in events)
     try:
         claim.append(owner, f"{path}/{layout.HISTORY}", lines, heal=False, create=False)
@@ -52,7 +56,25 @@ def _write(owner: Owner, running: Running, events: list[dict[str, Any]]) -> bool
         if fault.errno not in REPLACED:
             raise
         return False
-    return files.is_plain(f"{path}/{layout.MANIFEST}")
+    return True
+
+
+def _is_whole(running: Running) -> bool:
+    """Whether the task is still a directory, no link to another, with all that was told in it."""
+    path = running.task.path
+    known = len(running.task.told) + len(running.last_line)
+    if not files.is_folder(path):
+        return False
+    try:
+        return _holds(path, known)
+    except PermissionError:
+        files.open_up(path)
+        return _holds(path, known)
+
+
+def _holds(path: str, known: int) -> bool:
+    told, asked = (files.size(f"{path}/{name}") for name in (layout.HISTORY, layout.MANIFEST))
+    return told >= known and asked > 0
 
 
 def _rebuilt(owner: Owner, running: Running, events: list[dict[str, Any]]) -> Place:

@@ -21,7 +21,7 @@ from typing import Any
 
 from spool import config, units
 from spool.config import Settings
-from spool.errors import FileSystemFault, LeaseLost, ManifestError, SpoolError
+from spool.errors import FileSystemFault, LeaseLost, SpoolError
 from spool.launcher import asked, ending, run
 from spool.launcher.batch import WAKE, Batch
 from spool.launcher.children import Children, become_subreaper
@@ -33,7 +33,7 @@ from spool.launcher.nodes import Node, Room
 from spool.launcher.picker import Picker, Wishes
 from spool.launcher.run import Running, Starter
 from spool.launcher.stopping import Stops
-from spool.queue import advance, claim, files, layout, manifest, processes, takeover, watch
+from spool.queue import advance, claim, faults, files, layout, manifest, processes, takeover, watch
 from spool.queue.claim import Claimer
 from spool.queue.journal import Journal
 from spool.queue.layout import State, Tree
@@ -44,7 +44,7 @@ from spool.queue.tasks import Task
 TICK_S = 1.0
 SLICE = 4
 LOOK_AT = 32
-FULL_PAUSE_S, MARGIN_S = 5.0, 5.0
+FULL_PAUSE_S, MARGIN_S, LEAVE_S = 5.0, 5.0, 5.0
 PACE_S = 0.25
 HURRIED = 20.0  # starts a second on each core: tasks last milliseconds
 BELL = signal.SIGUSR1
@@ -64,6 +64,7 @@ class Launcher:
     ) -> None:
         self.tree, self.settings, self.node, self.wishes = tree, settings, node, wishes
         self.show = show
+        self.signals = set(SIGNALS)
         self.counts: Counter[str] = Counter()
         self.started = 0
         self.room = Room(node)
@@ -83,7 +84,9 @@ class Launcher:
 
     def run(self) -> Counter[str]:
         """Run until idle, drained or out of time; how many tasks went where. Raises LeaseLost."""
-        old_mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+            self.signals.discard(signal.SIGHUP)  # as nohup(1) wants it
+        old_mask = signal.pthread_sigmask(signal.SIG_BLOCK, self.signals)
         try:
             self._open()
             try:
@@ -94,7 +97,7 @@ class Launcher:
                 self._kill_everything()
                 raise
         finally:
-            while signal.sigtimedwait(SIGNALS, 0):
+            while signal.sigtimedwait(self.signals, 0):
                 pass  # what is still pending must not strike once the mask is lifted
             for number in (WAKE, BELL):  # a thread of ours may ring after the mask is lifted
                 signal.signal(number, signal.SIG_IGN)
@@ -125,6 +128,7 @@ class Launcher:
         self.lookout = Lookout(self.owner, self.trusted, self.log)
         self.journal = Journal(self.tree, self.owner.name)
         self.batch = Batch(self.owner, self.settings.launcher_sync)
+        self.answers = asked.Answers(self.owner, self.running, self.claimed, self.stops)
         self.bell = watch.Bell(self.tree, BELL)
         self.chores = Chore(self.lookout.look, WAKE)
         self.journal.note({"time": units.now_stamp(), "what": "opened", **self.owner.record})
@@ -167,7 +171,7 @@ class Launcher:
         claimer = self.picker.claimer
         self.log(f"closed after {self.started} starts")
         try:
-            self.chores.finish()
+            self.chores.finish(LEAVE_S)
             self.journal.note({**self.owner.record, "time": units.now_stamp(), "what": "closed"})
             self.journal.write()
             self.owner.end(keep=True, claimed=claimer.claimed, lost=claimer.lost)
@@ -259,6 +263,9 @@ class Launcher:
             try:
                 place = ending.record(self.owner, running)
             except (FileSystemFault, OSError) as fault:
+                if faults.is_of_one(fault):
+                    self.log(f"{running.task.id}: its end cannot be written, so it stays: {fault}")
+                    continue
                 self.ended = waiting[number:]
                 self._pause(fault)
                 return
@@ -293,6 +300,9 @@ class Launcher:
                 continue
             except (FileSystemFault, OSError) as fault:
                 self.room.give(grant)
+                if faults.is_of_one(fault):
+                    self.log(f"{task.id}: cannot be started, so it stays: {fault}")
+                    continue
                 passed.append((task, shape))
                 self._pause(fault)
                 break
@@ -345,7 +355,9 @@ class Launcher:
         above = bool(self.claimed) and shape.priority > self.claimed[-1][1].priority
         self.claimed.append((task, shape))
         if above:
-            self.claimed = deque(sorted(self.claimed, key=lambda entry: -entry[1].priority))
+            ordered = sorted(self.claimed, key=lambda entry: -entry[1].priority)
+            self.claimed.clear()
+            self.claimed.extend(ordered)
 
     def _move_some(self) -> int:
         """Move a slice of ended tasks; begin a sync at once when slots are idle."""
@@ -372,8 +384,9 @@ class Launcher:
         if self.owner.last_beat > self.told_beat:  # a takeover beats too, beside the loop
             self.told_beat = self.owner.last_beat
             self.guard.beat()
-        for request in asked.requests(self.owner):
-            self._answer(*request)
+        for verb, task_id, said in asked.requests(self.owner):
+            if why := self.answers.answer(verb, task_id, said):
+                self.log(f"{task_id}: {verb} was not possible: {why}")
         if not self.draining and now >= self.paused_until:
             if not self.wishes.hand_of:  # whose hand we are looks around for us
                 self.chores.poke()
@@ -384,7 +397,11 @@ class Launcher:
         if not self.batch.moving:
             self.journal.write()
         if self.show:
-            self.show(self)
+            try:
+                self.show(self)
+            except OSError as fault:  # the terminal is gone; the work is not
+                self.show = None
+                self.log(f"no live line any more: {fault}")
 
     def _mind_the_time(self, now: float) -> None:
         """Stop claiming when time is short; interrupt what runs so early that it can still end."""
@@ -432,36 +449,6 @@ class Launcher:
         if not self.hands.lent:
             self.log("all hands are back")
 
-    # -- requests --------------------------------------------------------------------------------
-
-    def _answer(self, verb: str, task_id: str, said: dict[str, Any]) -> None:
-        """Do what was asked of a task we have; one that has ended needs no answer."""
-        for running in self.running.values():
-            if running.task.id == task_id:
-                self._answer_running(verb, running, said)
-                return
-        for entry in self.claimed:
-            if entry[0].id == task_id:
-                self.claimed.remove(entry)
-                if why := asked.settle_claimed(self.owner, verb, entry[0], said):
-                    self.log(f"{task_id}: {verb} was not possible: {why}")
-                return
-
-    def _answer_running(self, verb: str, running: Running, said: dict[str, Any]) -> None:
-        if verb == "cancel":
-            if running.stopping in ("", "timeout"):
-                running.said = said
-                self.stops.stop(running, "cancelled")
-            return
-        try:
-            asked.change(self.owner, running.task, said)
-        except (ManifestError, FileNotFoundError) as fault:
-            self.log(f"{running.task.id}: cannot be changed: {fault}")
-            return
-        limit = running.task.manifest.time_limit_s
-        running.limit_at = running.started_at + limit if limit else 0.0
-        self.stops.enforce(time.monotonic())
-
     # -- waiting and leaving ---------------------------------------------------------------------
 
     def _wait(self) -> None:
@@ -470,14 +457,14 @@ class Launcher:
             self.bell.hang()
         wake_at = min(self.tick_at, self.stops.due_at, self.guard.tell_at)
         asleep_at = time.monotonic()
-        got = signal.sigtimedwait(SIGNALS, max(0.0, wake_at - asleep_at))
+        got = signal.sigtimedwait(self.signals, max(0.0, wake_at - asleep_at))
         self.slept_s += time.monotonic() - asleep_at
         if got is None or got.si_signo in (signal.SIGCHLD, WAKE):
             return
         if got.si_signo == BELL:
             self.tick_at = 0.0
             return
-        if got.si_signo in SIGNALS:  # Python's answer is garbage when SIGCONT ends a wait too late
+        if got.si_signo in self.signals:  # garbage when SIGCONT ends a wait too late
             self._heed(signal.Signals(got.si_signo))
 
     def _heed(self, got: signal.Signals) -> None:

@@ -22,13 +22,13 @@ from spool import units
 from spool.errors import SpoolError
 from spool.launcher.nodes import Grant
 from spool.launcher.spawner import Order, Spawner
-from spool.queue import claim, files, history, layout, manifest, processes
+from spool.queue import claim, faults, files, history, layout, manifest, processes
 from spool.queue.owner import Owner
 from spool.queue.shape import Shape
 from spool.queue.tasks import Task
 
 NOT_FOUND, NOT_RUNNABLE = 127, 126  # as shells say it
-SHORT = (*files.FULL, *files.SCARCE, errno.EAGAIN)
+SHORT = (*faults.FULL, *faults.SCARCE, errno.EAGAIN)
 """What the machine, and no fault of the program, answers when it is not to be started now."""
 FLOOR_SLACK_KB = 4096  # our mark is read once a second, and the kernel counts pages in batches
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -116,7 +116,7 @@ class Starter:
             self._spawn(running, command_of(self.owner, task))
         except (OSError, SpoolError) as fault:
             if isinstance(fault, OSError) and fault.errno in SHORT:
-                raise files.explained(fault, task.path) from fault
+                raise faults.explained(fault, task.path) from fault
             running.end = self._never_started(running, fault)
         return running
 

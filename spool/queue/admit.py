@@ -18,12 +18,13 @@ import json
 import os
 import stat
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from spool.errors import ManifestError, SpoolError
-from spool.queue import claim, files, history, layout, manifest, tasks
+from spool.queue import claim, faults, files, history, layout, manifest, tasks
 from spool.queue.claim import printable
 from spool.queue.manifest import Input, Manifest
 from spool.queue.owner import Owner
@@ -112,7 +113,7 @@ class Door:
         """Arrivals that have come to rest, or can never become tasks."""
         complete: list[Spot] = []
         present: set[Spot] = set()
-        for spot in self._arrivals():
+        for spot in tasks.arrivals(self.tree):
             if len(complete) >= MOST_AT_ONCE:
                 break
             present.add(spot)
@@ -121,15 +122,6 @@ class Door:
         self.watched = {spot: seen for spot, seen in self.watched.items() if spot in present}
         self.under_way = len(self.watched)
         return complete
-
-    def _arrivals(self) -> Iterator[Spot]:
-        """What lies in the doors; a link in place of a source's door leads out of the spool."""
-        ours = {"": True}
-        for spot in tasks.arrivals(self.tree):
-            if spot.group not in ours:
-                ours[spot.group] = files.is_folder(self.tree.group(spot.state, spot.group))
-            if ours[spot.group]:
-                yield spot
 
     def _is_complete(self, spot: Spot) -> bool:
         path = spot.path(self.tree)
@@ -331,7 +323,7 @@ def _reject(owner: Owner, arrival: Arrival, fault: ManifestError | OSError) -> N
 
     Raises OSError for a fault of the moment, which is none of the arrival's.
     """
-    if isinstance(fault, OSError) and files.is_passing(fault):
+    if isinstance(fault, OSError) and faults.is_passing(fault):
         raise fault
     if not files.exists(owner.claim_path(arrival.held)):
         return
@@ -416,8 +408,8 @@ def _no_twins(raw: bytes) -> None:
     """Refuse a key that stands twice: two readers would understand two different tasks."""
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        keys = [key for key, _ in pairs]
-        if twins := {key for key in keys if keys.count(key) > 1}:
+        twins = {key for key, count in Counter(key for key, _ in pairs).items() if count > 1}
+        if twins:
             raise ManifestError(f"{layout.MANIFEST}: key {min(twins)!r} stands twice")
         return dict(pairs)
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from spool.errors import LeaseLost, ManifestError
-from spool.queue import files, history, layout, shape, tasks
+from spool.queue import faults, files, history, layout, shape, tasks
 from spool.queue.layout import State, Tree
 from spool.queue.owner import Owner
 from spool.queue.place import Place, next_place
@@ -144,7 +144,7 @@ def read_claim(owner: Owner, task_id: str, trusted: frozenset[int]) -> Task | No
     except ManifestError as fault:
         reject(owner, task_id, str(fault))
     except OSError as fault:
-        if not files.is_passing(fault):
+        if not faults.is_passing(fault):
             reject(owner, task_id, fault.strerror or str(fault))
     return None
 

@@ -18,7 +18,7 @@ import msgspec
 from spool import units
 from spool.config import Settings
 from spool.errors import ManifestError, Refused, SpoolError
-from spool.queue import claim, files, history, layout, manifest, owner, takeover, tasks
+from spool.queue import claim, faults, files, history, layout, manifest, owner, takeover, tasks
 from spool.queue.layout import FINAL, State, Tree
 from spool.queue.owner import Owner
 from spool.queue.place import Place
@@ -84,12 +84,12 @@ def verb(tree: Tree, settings: Settings, name: str, **words: Any) -> Iterator[Ve
     """A leased owner for the time of one verb."""
     from spool.config import trusted_users
 
-    with files.said_plainly():
+    with faults.said_plainly():
         me = Owner.start(tree, settings, name)
     try:
         yield Verb(me, name, trusted_users(), **words)
     finally:
-        with files.said_plainly():
+        with faults.said_plainly():
             me.end()
 
 
@@ -118,7 +118,7 @@ def once(act: Act, by: Verb, spot: Spot) -> Spot:
             spot = found
         except (OSError, SpoolError):
             _put_back(by, spot)
-            with files.said_plainly():
+            with faults.said_plainly():
                 raise
     raise Refused(f"task {spot.id} keeps moving. Try again: spool {by.name} {spot.id}")
 

@@ -13,10 +13,11 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Any, TypeVar
 
-from spool.errors import DiskFull, FileSystemFault, SpoolError
+from spool.errors import FileSystemFault, SpoolError
+from spool.queue.faults import UNKNOWN, explained
 
 T = TypeVar("T")
 Watcher = Callable[[str, str, tuple[Any, ...]], None]
@@ -24,9 +25,6 @@ Watcher = Callable[[str, str, tuple[Any, ...]], None]
 watcher: Watcher | None = None
 """Called as watcher("before" or "after", operation, arguments) around every call; see `watch`."""
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
-SCARCE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-UNKNOWN = (errno.EIO, errno.ETIMEDOUT, errno.EINTR, errno.ESHUTDOWN, errno.ENOTCONN, errno.ESTALE)
 LARGEST_MANIFEST = 1 << 20
 MOVE_TRIES = 100  # whoever empties a group removes it, maybe each time before we have moved into it
 UNANSWERED_TRIES = 3
@@ -46,39 +44,6 @@ def _do(operation: str, call: Callable[..., T], *arguments: Any, **options: Any)
     result = call(*arguments, **options)
     watcher("after", operation, arguments)
     return result
-
-
-def explained(fault: OSError, path: str) -> Exception:
-    """`fault` as an error a person can act on, or itself where the caller must decide."""
-    if fault.errno in FULL:
-        return DiskFull(
-            f"{path}: {os.strerror(fault.errno)}. Nothing was lost: free space or inodes, try again"
-        )
-    if fault.errno == errno.EROFS:
-        return FileSystemFault(f"{path}: the file system is read-only")
-    if fault.errno == errno.EXDEV:
-        return FileSystemFault(
-            f"{path}: the spool spans two file systems, so nothing can be moved by rename."
-            " Run: spool doctor"
-        )
-    return fault
-
-
-@contextmanager
-def said_plainly() -> Iterator[None]:
-    """At a person's door: what the system refuses becomes an error that says where and why."""
-    try:
-        yield
-    except OSError as fault:
-        why = explained(fault, str(fault.filename or "the spool"))
-        if isinstance(why, SpoolError):
-            raise why from fault
-        raise FileSystemFault(f"{fault.filename or 'the spool'}: {fault.strerror}") from fault
-
-
-def is_passing(fault: OSError) -> bool:
-    """Whether a failure tells of the moment, and nothing of what was to be read."""
-    return fault.errno in UNKNOWN or fault.errno in SCARCE
 
 
 # -- moves ---------------------------------------------------------------------------------------
@@ -196,6 +161,10 @@ def remove_tree(path: str) -> None:
     _unlock(path)
     try:
         _do("rmtree", _rmtree, shutil.rmtree, path, mend)
+    except RecursionError:
+        import subprocess
+
+        subprocess.run(["rm", "-rf", "--", path], check=False)  # follows no path, however deep
     except OSError as fault:
         if fault.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise explained(fault, path) from fault
@@ -261,6 +230,17 @@ def is_plain(path: str) -> bool:
 def exists(path: str) -> bool:
     """Whether something is there, by one look; on a network file system a "no" may be stale."""
     return _mode(path) != 0
+
+
+def size(path: str) -> int:
+    """Bytes of a plain file; -1 where none is there, or a link. Raises PermissionError."""
+    try:
+        about = _do("stat", os.lstat, path)
+    except PermissionError:
+        raise
+    except OSError:
+        return -1
+    return about.st_size if stat.S_ISREG(about.st_mode) else -1
 
 
 def _mode(path: str) -> int:

@@ -82,10 +82,15 @@ class Owner:
     def _begin(self) -> None:
         files.make_folder(self.tree.folder("launchers"))
         files.new_folder(self.tree.owner(self.name))
-        files.write_new(self.tree.owner(self.name, layout.HEARTBEAT), self._token())
-        files.write_new(self.tree.owner(self.name, layout.LAUNCHER), _encode(self.record))
-        files.make_folder(self.tree.owner(self.name, layout.INBOX))
+        self._furnish()
         files.make_folder(self.claims)
+
+    def _furnish(self) -> None:
+        """Heartbeat, record and inbox, where they are missing."""
+        files.make_folder(self.tree.owner(self.name))
+        files.replace(self.tree.owner(self.name, layout.HEARTBEAT), self._token())
+        files.replace(self.tree.owner(self.name, layout.LAUNCHER), _encode(self.record))
+        files.make_folder(self.tree.owner(self.name, layout.INBOX))
 
     def claim_path(self, task_id: str) -> str:
         """Where a task lies while this owner has it."""
@@ -109,7 +114,7 @@ class Owner:
         try:
             files.overwrite(self.tree.owner(self.name, layout.HEARTBEAT), self._token())
         except FileNotFoundError:
-            raise LeaseLost(f"{self.tree.owner(self.name)}: is gone") from None
+            self._furnish()  # somebody removed our record; our claims are what counts
         self.last_beat = time.monotonic()
 
     def beat_if_due(self) -> bool:
@@ -152,7 +157,7 @@ def read_record(tree: Tree, owner: str) -> dict[str, Any]:
     raw = files.read(tree.owner(owner, layout.LAUNCHER), 1 << 16)
     try:
         record = msgspec.json.decode(raw) if raw else {}
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return {}
     return record if isinstance(record, dict) else {}
 

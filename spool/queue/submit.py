@@ -22,7 +22,7 @@ import msgspec
 
 from spool import units
 from spool.errors import SpoolError
-from spool.queue import files, layout, manifest, owner
+from spool.queue import faults, files, layout, manifest, owner
 from spool.queue.history import Story
 from spool.queue.layout import State, Tree
 from spool.queue.manifest import Manifest, Submitted
@@ -35,7 +35,7 @@ _NO_STORY = Story()
 
 def submit(tree: Tree, wanted: Manifest, fill: Fill | None = None) -> str:
     """Submit one task durably; its id. `fill(directory)` may put files beside the manifest."""
-    with files.said_plainly():
+    with faults.said_plainly():
         return _submit(tree, wanted, fill)
 
 
@@ -85,7 +85,7 @@ class Submitter:
         self._groups: dict[tuple[State, str], str] = {}
 
     def __enter__(self) -> Submitter:
-        with files.said_plainly():
+        with faults.said_plainly():
             self.nest = _make_nest(self.tree)
         return self
 
@@ -106,7 +106,7 @@ class Submitter:
         state, group, _ = next_place(task_id, stamped, _NO_STORY, {}, self._now)
         built = f"{self._folder(state, group)}/{task_id}"
         try:
-            with files.said_plainly():
+            with faults.said_plainly():
                 _build(built, stamped, fill)
         except BaseException:
             files.remove_tree(built)  # its group may yet become visible
@@ -140,7 +140,7 @@ class Submitter:
     def _show(self) -> None:
         if not self._batch:
             return
-        with files.said_plainly():
+        with faults.said_plainly():
             self._sync()
             try:
                 ids: dict[tuple[State, str], list[str]] = {key: [] for key in self._groups}
@@ -224,7 +224,7 @@ def _copy(source: str, target: str, *, move: bool) -> None:
         else:
             shutil.copy2(source, target, follow_symlinks=False)
     except OSError as fault:
-        why = files.explained(fault, target)
+        why = faults.explained(fault, target)
         raise why if isinstance(why, SpoolError) else SpoolError(f"{source}: {fault}") from None
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from itertools import chain
@@ -21,7 +20,7 @@ from typing import Any
 
 from spool import units
 from spool.errors import ManifestError
-from spool.queue import admit, claim, files, layout, owner, processes, tasks
+from spool.queue import admit, claim, faults, files, layout, owner, processes, tasks
 from spool.queue.layout import State, Tree
 from spool.queue.owner import Here, Owner
 from spool.queue.tasks import Task
@@ -150,9 +149,13 @@ def take_over(me: Owner, group: str, trusted: frozenset[int]) -> int:
     moved = 0
     for name in files.names(held.claims):
         me.beat_if_due()
-        with suppress(PermissionError):  # closed to us: it stays here, where `check` finds it
+        try:
             _settle(held, name, dead, why, trusted)
-            moved += 1
+        except OSError as fault:
+            if not faults.is_of_one(fault):
+                raise
+            continue  # closed to us: it stays here, where `check` finds it
+        moved += 1
     files.remove_folder(held.claims)
     _bury(me, {dead, last})
     return moved
@@ -215,7 +218,7 @@ def read_any(me: Owner, task_id: str) -> Task | None:
     except FileNotFoundError:
         return None
     except (ManifestError, OSError) as fault:
-        if isinstance(fault, ManifestError) or not files.is_passing(fault):
+        if isinstance(fault, ManifestError) or not faults.is_passing(fault):
             claim.reject(me, task_id, str(fault))
         return None
 

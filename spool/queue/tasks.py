@@ -122,10 +122,11 @@ def groups(tree: Tree, state: State) -> list[str]:
 
 
 def arrivals(tree: Tree) -> Iterator[Spot]:
-    """What lies in CREATED and its @SOURCE doors, files and all."""
+    """What lies in CREATED and its @SOURCE doors, files and all; a link to a door leads out."""
     for name in groups(tree, State.CREATED):
         if name.startswith("@"):
-            inner = files.names(tree.group(State.CREATED, name))
+            door = tree.group(State.CREATED, name)
+            inner = files.names(door) if files.is_folder(door) else []
             yield from (Spot(State.CREATED, name, one) for one in sorted(inner) if one[0] != ".")
         else:
             yield Spot(State.CREATED, "", name)
