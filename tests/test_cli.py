@@ -548,6 +548,16 @@ def test_a_missing_app_rejects_its_own_line_alone(
     assert "task 2: there is no app 'missing'" in ran.stderr
 
 
+def test_what_lies_behind_a_link_to_a_door_is_nobody_s(
+    tree: Tree, command: Command, tmp_path: Path
+) -> None:
+    kept = tmp_path / "outside" / "data"
+    kept.mkdir(parents=True)
+    os.symlink(kept.parent, f"{tree.state(State.CREATED)}/@lnk")
+    assert command("cancel", "--state", "created", "--all").returncode == ERROR
+    assert os.listdir(kept) == [] and os.listdir(kept.parent) == ["data"]
+
+
 def test_inputs_that_hold_the_spool_itself_are_refused(tree: Tree, command: Command) -> None:
     ran = command("submit", "--dir", os.path.dirname(tree.root), "--", "ls")
     assert ran.returncode == ERROR and "holds the spool itself" in ran.stderr

@@ -544,6 +544,78 @@ def test_a_launcher_whose_claims_were_taken_kills_its_tasks_and_says_so(
     assert owner not in os.listdir(impatient.state(State.RUNNING))
 
 
+def test_a_directory_replaced_by_a_link_to_a_neighbour_tells_nothing_there(tree, spool):
+    neighbour = spool.submit("sleep 1.5; echo ran", name="neighbour")
+    swap = 'sleep 0.5; here=$PWD; cd ..; rm -rf "$here"; ln -s neighbour.* "$here"'
+    bad = spool.submit(swap, name="bad")
+    launch(tree, "--cores", "2", "--no-pin")
+    assert where(tree, neighbour.id).startswith("FINISHED/")
+    assert words_of(tree, neighbour.id) == ["start", "exit"]
+    assert where(tree, bad.id).startswith("FAILED/vanished@")
+    assert os.path.isdir(path_of(tree, bad.id)) and not os.path.islink(path_of(tree, bad.id))
+
+
+def test_a_removed_record_is_made_again_and_the_work_goes_on(impatient, spool, begin):
+    begin("--cores", "1")
+    (name,) = os.listdir(impatient.folder("launchers"))
+    files.remove_tree(impatient.owner(name))
+    eventually(lambda: files.exists(impatient.owner(name, "heartbeat")), "it beats again")
+    task = spool.submit("true")
+    eventually(lambda: is_in(impatient, task, "FINISHED/"), "it still works")
+
+
+def test_a_request_that_is_nonsense_stops_nobody(tree, spool, begin):
+    task = spool.submit("sleep 1000")
+    begin("--cores", "1")
+    eventually(lambda: runs(tree, task.id), "it runs")
+    (name,) = os.listdir(tree.folder("launchers"))
+    files.write_new(tree.request(name, "change", task.id), b"[" * 100_000)
+    eventually(lambda: files.names(tree.owner(name, "inbox")) == [], "it was read")
+    spool.cancel(task, reason="enough")
+    assert where(tree, task.id).startswith("CANCELLED/")
+    (told,) = events(tree, task.id, "cancelled")
+    assert told["reason"] == "enough"
+
+
+def test_a_terminal_that_goes_away_takes_no_work_along(tree, spool):
+    list(spool.submit_many({"command": ["sleep", "0.3"]} for _ in range(10)))
+    master, slave = pty.openpty()
+    words = [sys.executable, "-m", "spool.cli", "--spool", tree.root, "launcher"]
+    words += ["--cores", "1", "--no-pin", "--idle-timeout", "0"]
+    with subprocess.Popen(words, stdout=slave, stderr=slave, start_new_session=True):
+        os.close(slave)
+        eventually(lambda: count(tree, State.FINISHED) > 0, "it works")
+        os.close(master)
+    assert count(tree, State.FINISHED) == 10
+
+
+def test_a_hangup_that_is_to_be_ignored_interrupts_nothing(tree, spool, begin):
+    task = spool.submit("sleep 2")
+    old = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup(1) does
+    try:
+        one = begin("--cores", "1", idle="0")
+    finally:
+        signal.signal(signal.SIGHUP, old)
+    eventually(lambda: runs(tree, task.id), "it runs")
+    one.send_signal(signal.SIGHUP)
+    assert one.wait(20) == 0
+    assert where(tree, task.id).startswith("FINISHED/")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes files immutable")
+def test_a_task_that_cannot_be_touched_is_set_aside_and_the_rest_goes_on(tree, spool):
+    bad = spool.submit("chattr +i history.jsonl", name="bad", priority=5)
+    good = [spool.submit("true") for _ in range(5)]
+    try:
+        launch(tree, "--cores", "1")
+        assert all(is_in(tree, task, "FINISHED/") for task in good)
+        if not where(tree, bad.id).startswith("RUNNING/"):
+            pytest.skip("this file system knows no immutable files")
+        launch(tree, "--cores", "1")  # and its taker is not stopped by it either
+    finally:
+        subprocess.run(["chattr", "-R", "-i", tree.root], check=False, stderr=subprocess.DEVNULL)
+
+
 # -- what it says --------------------------------------------------------------------------------
 
 
