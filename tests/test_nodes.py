@@ -143,6 +143,14 @@ def test_this_node_is_what_this_process_may_use() -> None:
     assert node.memory_mb > 0
 
 
+def test_launchers_that_take_a_part_each_do_not_all_take_the_first_cores() -> None:
+    allowed = os.sched_getaffinity(0)
+    if len(allowed) < 2:
+        pytest.skip("needs two cores")
+    found = {nodes.this_node(cores=1).cpus for _ in range(200)}
+    assert found == {(cpu,) for cpu in allowed}
+
+
 def test_a_person_may_overrule_every_figure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b")
     node = nodes.this_node(cores=100, gpus=3, memory_mb=7)

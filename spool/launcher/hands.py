@@ -98,6 +98,7 @@ class Hands:
         self.lending = self.recalled = False
         left = ends_at - time.monotonic() if ends_at else 0.0
         if ends_at and left < SHORTEST_S:
+            self.lend_from = math.inf
             return
         try:
             for part in self.parts[1:]:
@@ -139,7 +140,6 @@ class Hands:
         words += ["--quiet", "--json", "--hand-of", str(os.getpid()), "--idle-timeout", "0"]
         words += ["--cores", str(len(part.cpus)), "--gpus", "0", "--memory", f"{part.memory_mb}M"]
         words += ["--workflow", self.wishes.workflow] if self.wishes.workflow else []
-        words += ["--no-pin"] if not self.wishes.pin else []
         words += ["--time-limit", f"{time_left_s:.0f}s"] if time_left_s else []
         for feature in sorted(self.wishes.features):
             words += ["--requires", feature]

@@ -435,7 +435,8 @@ class Launcher:
         self.hands.lend(self.room, self.ends_at)
         self.children.ours.update(self.hands.lent)
         self.starter.confine(self.hands.kept())
-        self.log(f"lent cores to {len(self.hands.lent)} hands")
+        if self.hands.lent:
+            self.log(f"lent cores to {len(self.hands.lent)} hands")
         return True
 
     def _take_back(self, pid: int, status: int) -> None:

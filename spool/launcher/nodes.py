@@ -7,6 +7,7 @@ Never  starts anything; `this_node` alone looks at the machine.
 from __future__ import annotations
 
 import os
+import random
 import re
 from dataclasses import dataclass
 
@@ -115,7 +116,9 @@ def this_node(
     """This machine as far as this process may use it; each figure may be overruled."""
     allowed = sorted(os.sched_getaffinity(0))
     count = len(allowed) if cores is None else cores
-    cpus = tuple(sorted(allowed[number % len(allowed)] for number in range(count)))
+    # Launchers side by side that take a part each shall not all take the first cores.
+    first = random.randrange(len(allowed)) if count < len(allowed) else 0
+    cpus = tuple(sorted(allowed[(first + number) % len(allowed)] for number in range(count)))
     found = visible_gpus(dict(os.environ), os.listdir("/dev"))
     names = found if gpus is None else tuple((*found, *map(str, range(len(found), gpus)))[:gpus])
     return Node(cpus, names, _memory() if memory_mb is None else memory_mb)
