@@ -631,3 +631,14 @@ def test_an_arrival_of_a_strange_name_can_be_cancelled(tree: Tree, command: Comm
     (spot,) = tasks.spots(tree, (State.CANCELLED,))
     story = history.fold(Path(spot.path(tree), layout.HISTORY).read_bytes())
     assert story.cancelled and story.cancelled["called"] == r"b\xff"
+
+
+def test_a_reader_who_leaves_early_is_no_trouble_of_the_spool(tree: Tree) -> None:
+    words = f"{sys.executable} -m spool.cli --spool {tree.root} submit --each 1-20000 -- true"
+    ran = subprocess.run(
+        ["bash", "-c", f"{words} | head -1; exit ${{PIPESTATUS[0]}}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 1 and "Error" not in ran.stderr

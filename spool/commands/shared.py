@@ -149,7 +149,7 @@ _SELECTION: tuple[Callable[[F], F], ...] = (
     ),
     click.option("--workflow", default="", help="Only tasks of this workflow (a name or a glob)."),
     click.option("--name", default="", help="Only tasks of this name (a name or a glob)."),
-    click.option("--tag", multiple=True, help="Only tasks with this tag; may be given again."),
+    click.option("--tag", multiple=True, help="Only tasks with this tag (or glob); repeatable."),
     click.option(
         "--since",
         type=Moment(),

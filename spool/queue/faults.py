@@ -40,6 +40,8 @@ def said_plainly() -> Iterator[None]:
     """At a person's door: what the system refuses becomes an error that says where and why."""
     try:
         yield
+    except BrokenPipeError:
+        raise  # whoever read what we print has left
     except OSError as fault:
         why = explained(fault, str(fault.filename or "the spool"))
         if isinstance(why, SpoolError):

@@ -180,7 +180,7 @@ def _manifest_allows(task: Task, selection: Selection) -> bool:
     wanted = task.manifest
     if selection.workflow and not fnmatch.fnmatchcase(wanted.workflow, selection.workflow):
         return False
-    if not all(tag in wanted.tags for tag in selection.tags):
+    if not all(fnmatch.filter(wanted.tags, tag) for tag in selection.tags):
         return False
     return not selection.since or submitted_at(task) >= selection.since
 
