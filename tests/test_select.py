@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fnmatch
 import os
 import shutil
 from collections.abc import Iterator
 
 import pytest
-from conftest import where
+from conftest import make_tree, where
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from spool.api import Spool
 from spool.errors import NoSuchTask
@@ -265,3 +268,58 @@ def test_without_a_sound_time_the_shard_says_when_a_task_came(tree: Tree, told: 
     task_id = "x.26112215-4k-k3f9x2q7bd"
     one = Task(task_id, "", b"", b"", wanted, Story())
     assert select.submitted_at(one) == layout.shard_hour("26112215-4k")
+
+
+# -- properties ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def crowd(tmp_path_factory: pytest.TempPathFactory) -> Tree:
+    """Tasks whose names are beginnings of one another, in three states."""
+    tree = make_tree(tmp_path_factory.mktemp("select") / "spool")
+    spool = Spool(tree.root)
+    for name in ("a", "ab", "ab-1", "ab-10", "b", "b.c"):
+        for hold in (False, True):
+            spool.submit(["true"], name=name, hold=hold)
+    spool.cancel(next(spool.tasks(name="ab")))
+    return tree
+
+
+WORDS = st.sampled_from(
+    ["a", "ab", "ab-", "ab-1", "b", "b.", "*", "a*", "?", "*-1*", "[ab].*", "z"]
+)
+STATES = st.sets(st.sampled_from([State.READY, State.WAITING, State.CANCELLED, State.FAILED]))
+
+
+def model(ids: list[str], word: str) -> set[str]:
+    """What a word means among ids, said as simply as can be."""
+    if any(mark in word for mark in "*?["):
+        return set(fnmatch.filter(ids, word))
+    named = {one for one in ids if name_of(one) == word}
+    return named or {one for one in ids if one.startswith(word)}
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(WORDS, max_size=4), STATES)
+def test_words_are_alternatives_and_states_narrow_what_they_leave(
+    crowd: Tree, words: list[str], states: set[State]
+) -> None:
+    everywhere = list(tasks.spots(crowd, tuple(State)))
+    ids = [spot.id for spot in everywhere]
+    meant = set(ids) if not words else set().union(*(model(ids, word) for word in words))
+    wanted = {
+        spot for spot in everywhere if spot.id in meant and (spot.state in states or not states)
+    }
+    got = list(select.find(crowd, Selection(words=tuple(words), states=tuple(states))))
+    assert set(got) == wanted and len(got) == len(wanted)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.data())
+def test_a_whole_id_means_its_task_alone_wherever_it_stands(
+    crowd: Tree, data: st.DataObject
+) -> None:
+    spot = data.draw(st.sampled_from(list(tasks.spots(crowd, tuple(State)))))
+    shown = data.draw(st.sampled_from([spot.id, f"{spot.state}/{spot.group}/{spot.id}"]))
+    assert list(select.find(crowd, Selection(words=(shown,)))) == [spot]
+    assert select.one(crowd, shown) == spot

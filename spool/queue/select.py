@@ -32,6 +32,9 @@ ORDER = (
 )
 
 
+WHOLE = "@"  # put behind a word that is some task's whole name; it stands in no id
+
+
 @dataclass(frozen=True, slots=True)
 class Selection:
     """Which tasks. words: ids, names, beginnings, globs; since: epoch seconds, 0 for ever.
@@ -76,7 +79,7 @@ def find(tree: Tree, selection: Selection) -> Iterator[Spot]:
         yield from _by_id(tree, words, selection, states)
         return
     exact = _names_among(tree, words)
-    words = tuple(f"{word}." if word in exact else word for word in words)
+    words = tuple(f"{word}{WHOLE}" if word in exact else word for word in words)
     unmet = set(words)
     for spot in tasks.spots(tree, tuple(state for state in ORDER if state in states)):
         if unmet:
@@ -104,7 +107,7 @@ def _names_among(tree: Tree, words: tuple[str, ...]) -> set[str]:
 def _all_met(unmet: set[str]) -> None:
     """Raises NoSuchTask for words that meant nothing."""
     if unmet:
-        shown = ", ".join(repr(word) for word in sorted(unmet)[:3])
+        shown = ", ".join(repr(word.removesuffix(WHOLE)) for word in sorted(unmet)[:3])
         raise NoSuchTask(f"no task matches {shown}. Run: spool ls")
 
 
@@ -145,6 +148,8 @@ def matches(tree: Tree, spot: Spot, selection: Selection, words: tuple[str, ...]
 def _is_meant(task_id: str, word: str) -> bool:
     if _is_glob(word):
         return fnmatch.fnmatchcase(task_id, word)
+    if word.endswith(WHOLE):
+        return _name_of(task_id) == word.removesuffix(WHOLE)
     return task_id.startswith(word)
 
 
