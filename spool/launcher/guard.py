@@ -26,13 +26,8 @@ class Guard:
         unmarked = {k: v for k, v in os.environ.items() if k != processes.MARK}
         actions = [
             (os.POSIX_SPAWN_DUP2, read_end, 0),
-            (
-                os.POSIX_SPAWN_OPEN,
-                1,
-                os.devnull,
-                os.O_WRONLY,
-                0,
-            ),  # whoever reads us shall see our end
+            # Whoever reads our own output shall see its end when we end.
+            (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
         ]
         self.pid = os.posix_spawn(
             sys.executable, words, unmarked, file_actions=actions, setsid=True, setsigmask=[]

@@ -48,7 +48,8 @@ class Lookout:
         dead, self.undecided = self.observer.look()
         for group in dead:
             moved = takeover.take_over(self.owner, group, self.trusted)
-            self.log(f"took over {moved} tasks of {group}, whose owner is dead")
+            if moved:  # what cannot be touched is met again at each look
+                self.log(f"took over {moved} tasks of {group}, whose owner is dead")
 
     @property
     def settled(self) -> bool:

@@ -1,6 +1,6 @@
 """spawner - start a program on chosen cores, with as few system calls as can be.
 
-Owns   the only call of posix_spawn(3), and the launcher's own affinity around it.
+Owns   the start of a task's program, and the launcher's own affinity around it.
 
 A child inherits the affinity of whoever spawns it, so the exact way is to go to its cores first;
 but being moved there and back costs a launcher as much as spawning. Where tasks last only

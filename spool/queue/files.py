@@ -164,7 +164,11 @@ def remove_tree(path: str) -> None:
     except RecursionError:
         import subprocess
 
-        subprocess.run(["rm", "-rf", "--", path], check=False)  # follows no path, however deep
+        subprocess.run(
+            ["rm", "-rf", "--", path], check=False
+        )  # it walks step by step, however deep
+        if exists(path):
+            raise FileSystemFault(f"{path}: cannot be deleted; it is nested too deep") from None
     except OSError as fault:
         if fault.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise explained(fault, path) from fault
