@@ -25,6 +25,7 @@ COMMANDS = {
     "log": "seeing",
     "path": "seeing",
     "wait": "seeing",
+    "report": "report",
     "cancel": "verbs",
     "hold": "verbs",
     "release": "verbs",
@@ -117,9 +118,10 @@ def main() -> None:
         click.echo(f"Error: {fault.filename or 'output'}: {fault.strerror or fault}", err=True)
         code = 1
     sys.stderr.flush()
-    os._exit(
-        code
-    )  # taking the interpreter apart would cost a lone submission a seventh of its time
+    if "mpi4py" in sys.modules:  # MPI takes its leave at exit, or mpiexec calls it a crash
+        sys.exit(code)
+    # Taking the interpreter apart would cost a lone submission a seventh of its time.
+    os._exit(code)
 
 
 def _run() -> int:

@@ -13,7 +13,7 @@ import msgspec
 
 from spool import units
 from spool.errors import NotASpool, SpoolError
-from spool.queue.layout import SETTINGS
+from spool.queue.layout import SETTINGS, is_name
 
 FORMAT = 1
 TEMPLATE = """\
@@ -31,10 +31,45 @@ format = 1
 [launcher]
 # idle_timeout = "60s"     # a launcher without work leaves after so long
 # sync = "auto"            # auto, syncfs, files or none: how results are made durable
+# mpirun = "auto"          # srun, mpiexec, a path with options, or a template with {command}
+# mpiruns = 512            # at most so many mpiruns at once
+# mpirun_every = "0.01s"   # between the starts of two of them
+# reserve_cores = 0        # on each node, left to the system
+# reserve_gpus = 0
+# reserve_memory = "0M"
+
+[limits]
+# How many tasks may run at once over the whole spool, however many launchers there are; 0: none.
+#"feature:matlab" = 4      # of those that require this feature; tag:, workflow: and app: likewise
+#"tag:scratch per node" = 2
 """
 
+LIMITED = ("feature", "tag", "workflow", "app")
+PER_NODE = " per node"
+HIGHEST_LIMIT = 10_000
 
-class Settings(msgspec.Struct, frozen=True):
+
+class Limit(msgspec.Struct, frozen=True):
+    """At most `count` tasks at once of one feature, tag, workflow or app."""
+
+    kind: str
+    name: str
+    count: int
+    per_node: bool = False
+
+    @property
+    def key(self) -> str:
+        """As it stands in spool.toml."""
+        return f"{self.kind}:{self.name}{PER_NODE if self.per_node else ''}"
+
+
+class Limited(msgspec.Struct, frozen=True, kw_only=True):
+    """The one section of spool.toml whose keys are the user's own words, so it has no defaults."""
+
+    limits: tuple[Limit, ...] = ()
+
+
+class Settings(Limited, frozen=True):
     """What spool.toml says; durations in seconds."""
 
     door_quiet_s: float = 10.0
@@ -43,6 +78,20 @@ class Settings(msgspec.Struct, frozen=True):
     lease_dead_s: float = 240.0
     launcher_idle_timeout_s: float = 60.0
     launcher_sync: str = "auto"
+    launcher_mpirun: str = "auto"
+    launcher_mpiruns: int = 512
+    launcher_mpirun_every_s: float = 0.01
+    launcher_reserve_cores: int = 0
+    launcher_reserve_gpus: int = 0
+    launcher_reserve_memory_mb: int = 0
+
+
+_SYNC = ("auto", "syncfs", "files", "none")
+
+
+def with_leases(settings: Settings, fence_s: float, dead_s: float) -> Settings:
+    """The same settings with other times of a lease."""
+    return msgspec.structs.replace(settings, lease_fence_s=fence_s, lease_dead_s=dead_s)
 
 
 def find_root(start: str | None = None) -> str:
@@ -94,8 +143,9 @@ def _parse(text: str, path: str) -> Settings:
     found = loose.pop("format", None)
     if type(found) is not int or found != FORMAT:
         raise NotASpool(f"{path}: format is {found!r}; this version reads format {FORMAT}")
-    known = {field.name: field.default for field in msgspec.structs.fields(Settings)}
-    values = {}
+    fields = msgspec.structs.fields(Settings)
+    known = {field.name: field.default for field in fields if field.name != "limits"}
+    values: dict[str, Any] = {"limits": _limits(loose.pop("limits", {}), path)}
     for section, keys in loose.items():
         for key, value in keys.items() if isinstance(keys, dict) else [("", keys)]:
             name, read = _setting(section, key, known, path)
@@ -111,22 +161,62 @@ def _parse(text: str, path: str) -> Settings:
 
 def _setting(section: str, key: str, known: dict[str, Any], path: str) -> tuple[str, str]:
     for name, default in known.items():
-        if name.removesuffix("_s").split("_", 1) == [section, key]:
-            return name, "word" if isinstance(default, str) else "duration"
-    allowed = ", ".join(name.removesuffix("_s").replace("_", ".", 1) for name in known)
+        if _plain(name).split("_", 1) == [section, key]:
+            return name, _kind(name, default)
+    allowed = ", ".join(_plain(name).replace("_", ".", 1) for name in known)
     named = f"{section}.{key}" if key else section
     raise SpoolError(f"{path}: unknown setting {named}; allowed are {allowed}")
 
 
+def _plain(name: str) -> str:
+    """A field's name without its unit."""
+    return name.removesuffix("_s").removesuffix("_mb")
+
+
+def _kind(name: str, default: Any) -> str:
+    if name == "launcher_sync":
+        return "sync"
+    if name.endswith("_mb"):
+        return "memory"
+    return {str: "text", int: "count", float: "duration"}[type(default)]
+
+
 def _value(kind: str, value: Any, where: str) -> Any:
-    if kind == "word":
-        if value not in ("auto", "syncfs", "files", "none"):
-            raise SpoolError(f"{where}: expected auto, syncfs, files or none, got {value!r}")
+    if kind == "sync" and value not in _SYNC:
+        raise SpoolError(f"{where}: expected auto, syncfs, files or none, got {value!r}")
+    if kind in ("sync", "text"):
+        if not isinstance(value, str) or not value.strip():
+            raise SpoolError(f"{where}: expected a text, got {value!r}")
+        return value
+    if kind == "count":
+        if type(value) is not int or value < 0:
+            raise SpoolError(f"{where}: expected a whole number, 0 or more, got {value!r}")
         return value
     try:
+        if kind == "memory":
+            return units.memory(value if isinstance(value, int) else str(value))
         return units.duration(value if isinstance(value, (int, float)) else str(value))
     except ValueError as fault:
         raise SpoolError(f"{where}: {fault}") from None
+
+
+def _limits(section: Any, path: str) -> tuple[Limit, ...]:
+    if not isinstance(section, dict):
+        raise SpoolError(f'{path}: limits: expected a section of lines such as "tag:io" = 32')
+    return tuple(_limit(key, count, path) for key, count in section.items())
+
+
+def _limit(key: str, count: Any, path: str) -> Limit:
+    where = f"{path}: limits.{units.shown(key)}"
+    kind, mark, named = key.partition(":")
+    name = named.removesuffix(PER_NODE)
+    if not mark or kind not in LIMITED or not is_name(name):
+        allowed = ", ".join(f'"{kind}:NAME"' for kind in LIMITED)
+        raise SpoolError(f'{where}: expected {allowed}, or one with "{PER_NODE}" behind it')
+    if type(count) is not int or not 0 <= count <= HIGHEST_LIMIT:
+        got = units.shown(count)
+        raise SpoolError(f"{where}: expected a number of tasks, 0 to {HIGHEST_LIMIT}, got {got}")
+    return Limit(kind, name, count, name != named)
 
 
 def trusted_users() -> frozenset[int]:

@@ -21,6 +21,7 @@ from conftest import all_ids
 from spool import config
 from spool.config import trusted_users
 from spool.launcher import nodes
+from spool.launcher.field import Field
 from spool.launcher.loop import Launcher
 from spool.launcher.picker import Wishes
 from spool.queue import check, files, history, layout, manifest, owner, processes, submit, tasks
@@ -232,7 +233,8 @@ def words_of(tree: Tree, task_id: str) -> list[str]:
 def run_launcher(tree: Tree, cores: int = 1, **wishes: Any) -> Counter[str]:
     """A real launcher, in this process, until it is idle."""
     wished = Wishes(**{"idle_s": 0, **wishes})
-    return Launcher(tree, config.load(tree.root), nodes.this_node(cores), wished).run()
+    place = Field([nodes.this_node(cores)])
+    return Launcher(tree, config.load(tree.root), place, wished).run()
 
 
 def drained(tree: Tree, cores: int = 2) -> None:

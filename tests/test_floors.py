@@ -49,6 +49,7 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     "watchdog": ("queue/watch.py",),
     "psutil": ("launcher/nodes.py",),
     "tabulate": ("report/",),
+    "matplotlib": ("report/picture.py",),
     "click": ("cli.py", "commands/"),
     "portalocker": ("queue/check.py", "service/"),
     "mpi4py": (),

@@ -2,44 +2,66 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import click
 
 from spool.commands import shared
 from spool.queue.layout import State
 
+if TYPE_CHECKING:
+    from spool.config import Settings
+    from spool.launcher.entry import Wanted
+
 
 @click.command("launcher")
-@click.option("--cores", type=click.IntRange(1, 100_000), help="Cores to fill; default: all.")
-@click.option("--gpus", type=click.IntRange(0, 1000), help="GPUs to fill; default: those visible.")
-@click.option("--memory", type=shared.Memory(), help="Memory to fill; default: all.")
+@click.option("--nodes", default="", help="Which nodes: 4, 2-5, or their names; default: all.")
+@click.option(
+    "--cores", "--cores-per-node", type=click.IntRange(1, 100_000), help="Cores to fill on a node."
+)
+@click.option(
+    "--gpus", "--gpus-per-node", type=click.IntRange(0, 1000), help="GPUs to fill on a node."
+)
+@click.option(
+    "--memory", "--memory-per-node", type=shared.Memory(), help="Memory to fill on a node."
+)
 @click.option("--time-limit", type=shared.Duration(), help="Drain and leave before so long.")
 @click.option(
     "--idle-timeout",
     metavar="DURATION",
     help="Leave after so long without work, or 'never'; default: spool.toml, 60s.",
 )
+@click.option(
+    "--mode",
+    type=click.Choice(["auto", "serial", "mpi"]),
+    default="auto",
+    help="Which tasks: those of one rank, of several, or both (default).",
+)
+@click.option("--per-node", is_flag=True, help="A launcher of its own on each node, without MPI.")
 @click.option("--workflow", default="", help="Only tasks of this workflow.")
-@click.option("--requires", "features", multiple=True, help="A feature this machine has.")
+@click.option("--tag", "tags", multiple=True, help="Only tasks with this tag.")
+@click.option("--requires", "features", multiple=True, help="A feature these nodes have.")
 @click.option("--pin/--no-pin", default=True, help="Bind each task to its own cores (default).")
+@click.option(
+    "--simulate",
+    default="",
+    metavar="nodes=N,cores=M",
+    help="Claim, place, record and move, but run nothing: time is virtual.",
+)
 @click.option("--hand-of", type=int, default=0, hidden=True, help="The launcher that lends cores.")
+@click.option("--parent", type=int, default=0, hidden=True, help="Who started us on our node.")
+@click.option("--ends", type=float, hidden=True, help="When our time is up, since 1970.")
 @click.option("--quiet", is_flag=True, help="No live line, no summary.")
 @shared.as_json
 @click.pass_context
 def launcher_command(
-    ctx: click.Context,
-    cores: int | None,
-    gpus: int | None,
-    memory: str | None,
-    time_limit: str | None,
-    idle_timeout: str | None,
-    workflow: str,
-    features: tuple[str, ...],
-    pin: bool,
-    hand_of: int,
-    quiet: bool,
-    as_json: bool,
+    ctx: click.Context, time_limit: str | None, quiet: bool, as_json: bool, **said: Any
 ) -> None:
     """Claim tasks and run them, as many at once as cores, GPUs and memory allow.
+
+    In an allocation it takes all its nodes: it starts one MPI rank on each (srun or mpiexec), or
+    with --per-node an independent launcher. Tasks of several ranks get an mpirun each. Without an
+    allocation it takes this machine; --nodes 4 makes it four nodes, to try things out.
 
     Ctrl-C once: claim nothing more, let running tasks end. Twice, or SIGTERM: stop the tasks with
     their signal and give them back; that costs them no attempt.
@@ -48,39 +70,58 @@ def launcher_command(
       spool launcher
       spool launcher --cores 8 --idle-timeout 10m
       spool launcher --time-limit 2h --idle-timeout never
+      spool launcher --nodes 2-4 --mode mpi
     """
     from spool import units
-    from spool.launcher import nodes
+    from spool.launcher import entry
     from spool.launcher.hands import end_with
-    from spool.launcher.loop import Launcher
-    from spool.launcher.picker import Wishes
     from spool.report.live import Line
 
-    if hand_of:
-        end_with(hand_of)
+    if said["hand_of"]:
+        end_with(said["hand_of"])
     tree, settings = shared.tree_of(ctx)
-    node = nodes.this_node(cores, gpus, units.memory(memory) if memory is not None else None)
-    wishes = Wishes(
-        time_limit_s=units.duration(time_limit) if time_limit else 0.0,
-        idle_s=_idle(idle_timeout, settings.launcher_idle_timeout_s),
-        pin=pin,
-        workflow=workflow,
-        features=frozenset(features),
-        hand_of=hand_of,
-    )
+    limit_s = units.duration(time_limit) if time_limit else 0.0
+    wanted = _wanted(said, limit_s, settings, quiet)
     line = Line() if shared.is_terminal() and not quiet else None
-    one = Launcher(tree, settings, node, wishes, line)
     try:
-        counts = one.run()
+        one = entry.launch(tree, settings, wanted, line, _say)
     finally:
         if line:
             line.close()
+    if isinstance(one, int):
+        ctx.exit(one)
     if as_json:
-        shared.print_json({"owner": one.owner.name, **counts})
+        shared.print_json({"owner": one.owner.name, **one.counts})
     elif not quiet:
-        click.echo(_summary(dict(counts), one.owner.name), err=True)
+        click.echo(_summary(dict(one.counts), one.owner.name), err=True)
         for reason in one.picker.reasons():
             click.echo(reason, err=True)
+
+
+def _wanted(said: dict[str, Any], limit_s: float, settings: Settings, quiet: bool) -> Wanted:
+    from spool import units
+    from spool.launcher.entry import Wanted
+    from spool.launcher.field import Size
+    from spool.launcher.picker import Wishes
+
+    memory = said["memory"]
+    wishes = Wishes(
+        time_limit_s=limit_s,
+        idle_s=_idle(said["idle_timeout"], settings.launcher_idle_timeout_s),
+        pin=said["pin"],
+        workflow=said["workflow"],
+        tags=said["tags"],
+        features=frozenset(said["features"]),
+        hand_of=said["hand_of"],
+        mode=said["mode"],
+    )
+    size = Size(said["cores"], said["gpus"], units.memory(memory) if memory is not None else None)
+    more = {name: said[name] for name in ("nodes", "per_node", "ends", "simulate", "parent")}
+    return Wanted(size, wishes, **more, patient=said["idle_timeout"] is not None, quiet=quiet)
+
+
+def _say(text: str) -> None:
+    click.echo(f"spool: {text}", err=True)
 
 
 def _idle(text: str | None, default: float) -> float | None:

@@ -5,8 +5,6 @@ Owns   reading a request; a change written into a task we hold; settling one tha
 
 from __future__ import annotations
 
-import time
-from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,54 +12,31 @@ import msgspec
 
 from spool import units
 from spool.errors import ManifestError
+from spool.launcher import clock
 from spool.launcher.run import Running
 from spool.launcher.stopping import Stops
 from spool.queue import claim, files, manifest, takeover
 from spool.queue.owner import Owner
-from spool.queue.shape import Shape
 from spool.queue.tasks import Task
 
 
-class Answers:
-    """Does what is asked of the tasks of one launcher: `running` and `claimed` are its tables."""
-
-    def __init__(
-        self,
-        owner: Owner,
-        running: dict[int, Running],
-        claimed: deque[tuple[Task, Shape]],
-        stops: Stops,
-    ) -> None:
-        self.owner, self.running, self.claimed, self.stops = owner, running, claimed, stops
-
-    def answer(self, verb: str, task_id: str, said: dict[str, Any]) -> str:
-        """Do what was asked of a task we have; why it was not possible, if it was not.
-
-        One that has ended needs no answer.
-        """
-        for running in self.running.values():
-            if running.task.id == task_id:
-                return self._of_running(verb, running, said)
-        for entry in self.claimed:
-            if entry[0].id == task_id:
-                self.claimed.remove(entry)
-                return settle_claimed(self.owner, verb, entry[0], said)
+def of_running(
+    owner: Owner, stops: Stops, verb: str, running: Running, said: dict[str, Any]
+) -> str:
+    """Do what was asked of a task that runs; why it was not possible, if it was not."""
+    if verb == "cancel":
+        if running.stopping in ("", "timeout"):
+            running.said = said
+            stops.stop(running, "cancelled")
         return ""
-
-    def _of_running(self, verb: str, running: Running, said: dict[str, Any]) -> str:
-        if verb == "cancel":
-            if running.stopping in ("", "timeout"):
-                running.said = said
-                self.stops.stop(running, "cancelled")
-            return ""
-        try:
-            change(self.owner, running.task, said)
-        except (ManifestError, FileNotFoundError) as fault:
-            return str(fault)
-        limit = running.task.manifest.time_limit_s
-        running.limit_at = running.started_at + limit if limit else 0.0
-        self.stops.enforce(time.monotonic())
-        return ""
+    try:
+        change(owner, running.task, said)
+    except (ManifestError, FileNotFoundError) as fault:
+        return str(fault)
+    limit = running.task.manifest.time_limit_s
+    running.limit_at = running.started_at + limit if limit else 0.0
+    stops.enforce(clock.now())
+    return ""
 
 
 def requests(owner: Owner) -> Iterator[tuple[str, str, dict[str, Any]]]:

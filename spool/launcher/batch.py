@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import signal
 import threading
-import time
 from collections import deque
+from collections.abc import Callable
 from queue import SimpleQueue
 
 from spool.errors import SpoolError
+from spool.launcher import clock
 from spool.queue import claim, faults, files
 from spool.queue.owner import Owner
 from spool.queue.place import Place
@@ -30,13 +31,18 @@ class Batch:
     A thread makes what was gathered durable; then the caller's own steps move it, a few tasks at
     a time, so that slots are never left waiting for a disk. The folders moved into are synced
     with the next batch, or when nothing more is gathered.
+
+    deliver takes a durable task where it is not we who move it: a rank tells its leader.
     """
 
-    def __init__(self, owner: Owner, mode: str) -> None:
+    def __init__(
+        self, owner: Owner, mode: str, deliver: Callable[[str, Place], None] | None = None
+    ) -> None:
         self.owner = owner
         self.mode = mode
+        self.deliver = deliver
         self.gathered: list[Ended] = []
-        self.since = 0.0
+        self.since = self.ordered = 0.0
         self.moving: deque[Ended] = deque()
         self.places: set[Place] = set()
         self.stuck: list[tuple[str, str]] = []
@@ -51,8 +57,12 @@ class Batch:
     def add(self, task_id: str, place: Place) -> None:
         """A task whose exit line is written and whose place is known."""
         if not self.gathered:
-            self.since = time.monotonic()
+            self.since = clock.now()
         self.gathered.append((task_id, place))
+
+    def add_durable(self, task_id: str, place: Place) -> None:
+        """A task whose node has made its results durable: only the move is left."""
+        self.moving.append((task_id, place))
 
     @property
     def empty(self) -> bool:
@@ -67,6 +77,9 @@ class Batch:
         while self.moving and done < count:
             task_id, place = self.moving.popleft()
             done += 1
+            if self.deliver:
+                self.deliver(task_id, place)
+                continue
             try:
                 claim.hand_on(self.owner, task_id, place)
             except (OSError, SpoolError) as fault:
@@ -76,14 +89,15 @@ class Batch:
                 self.stuck.append((task_id, str(fault)))
             else:
                 self.places.add(Place(place.state, place.group))
-        if not self.syncing and not self.moving:
+        if not self.syncing and (not self.moving or clock.now() - self.ordered >= EVERY_S):
             self._next_order(now)
         return done
 
     def _next_order(self, now: bool) -> None:
-        ripe = self.gathered and (now or time.monotonic() - self.since >= EVERY_S)
+        ripe = self.gathered and (now or clock.now() - self.since >= EVERY_S)
         if not ripe and (self.gathered or not self.places):
             return
+        self.ordered = clock.now()
         self._order = (self.gathered if ripe else [], self.places)
         self.gathered, self.places = [], set()
         self.syncing = True
@@ -121,9 +135,9 @@ class Batch:
             for task_id in ids:
                 files.sync_below(self.owner.claim_path(task_id))
             return
-        begun = time.monotonic()
+        begun = clock.now()
         files.sync_all(self.owner.claims)
-        if self.mode == "auto" and time.monotonic() - begun > SLOW_S:
+        if self.mode == "auto" and clock.now() - begun > SLOW_S:
             self.mode = "files"  # others write much here: flush our own files only
 
     def drain(self) -> None:

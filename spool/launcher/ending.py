@@ -7,11 +7,11 @@ Fails  LeaseLost; DiskFull: nothing was decided, try again.
 from __future__ import annotations
 
 import errno
-import time
 from typing import Any
 
 from spool import units
 from spool.errors import LeaseLost
+from spool.launcher import clock
 from spool.launcher.run import Running
 from spool.queue import claim, files, history, layout
 from spool.queue.owner import Owner
@@ -32,7 +32,7 @@ def record(owner: Owner, running: Running) -> Place:
         events.append({**said, "time": units.now_stamp(), "what": "cancelled"})
     for event in events:
         history.tell(task.story, event)  # told again after a full disk, it changes nothing more
-    place = claim.place_of(task, time.time())
+    place = claim.place_of(task, clock.epoch())
     if place.line:
         events.append({"time": units.now_stamp(), **place.line})
     if _write(owner, running, events):
@@ -88,7 +88,7 @@ def _rebuilt(owner: Owner, running: Running, events: list[dict[str, Any]]) -> Pl
         _set_aside(f"{task.path}/{name}")
         files.replace(f"{task.path}/{name}", content)
     history.tell(task.story, vanished)
-    return claim.place_of(task, time.time())
+    return claim.place_of(task, clock.epoch())
 
 
 def _make_folder_again(path: str) -> None:
@@ -109,7 +109,7 @@ def _set_aside(path: str) -> None:
 def journal_line(running: Running, place: Place, owner: str) -> dict[str, Any]:
     """What the journal keeps of an end: enough for throughput, use and waiting times."""
     assert running.end is not None
-    task, shape = running.task, running.shape
+    task = running.task
     submitted = task.manifest.submitted.time if task.manifest.submitted else ""
     return {
         **running.end,
@@ -118,16 +118,10 @@ def journal_line(running: Running, place: Place, owner: str) -> dict[str, Any]:
         "group": place.group,
         "started": units.stamp(running.started),
         "submitted": submitted,
-        "cores": len(running.grant.cpus),
-        "gpus": len(running.grant.gpus),
-        "memory_mb": shape.memory_mb,
+        "nodes": len(running.grants),
+        "cores": sum(len(grant.cpus) for grant in running.grants),
+        "gpus": sum(len(grant.gpus) for grant in running.grants),
+        "memory_mb": sum(grant.memory_mb for grant in running.grants),
         "workflow": task.manifest.workflow,
         "owner": owner,
     }
-
-
-def give_back(owner: Owner, task: Task) -> Place:
-    """Return a claimed task that never started: as with a claim, no line is written."""
-    place = claim.place_of(task, time.time())
-    claim.hand_on(owner, task.id, place)
-    return place

@@ -17,12 +17,15 @@ TELL_S = 0.1
 
 
 class Guard:
-    """Start it before the first task, `beat` with each heartbeat, `end` when no task runs."""
+    """Start it before the first task, `beat` with each heartbeat, `end` when no task runs.
 
-    def __init__(self, owner: str, fence_s: float) -> None:
+    node is the mark of this node's processes, where several of an owner share a process table.
+    """
+
+    def __init__(self, owner: str, fence_s: float, node: str = "") -> None:
         read_end, self._pipe = os.pipe()
         os.set_inheritable(read_end, True)
-        words = [sys.executable, "-I", "-S", processes.__file__, owner, str(fence_s)]
+        words = [sys.executable, "-I", "-S", processes.__file__, owner, str(fence_s), node]
         unmarked = {k: v for k, v in os.environ.items() if k != processes.MARK}
         actions = [
             (os.POSIX_SPAWN_DUP2, read_end, 0),

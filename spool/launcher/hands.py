@@ -16,13 +16,14 @@ import math
 import os
 import signal
 import sys
-import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 import msgspec
 
-from spool.launcher.nodes import Grant, Node, Room, fits_ever
+from spool.launcher import clock
+from spool.launcher.book import Book, Grants
+from spool.launcher.nodes import Node, fits_ever
 from spool.launcher.picker import Wishes
 from spool.queue.layout import Tree
 from spool.queue.shape import Shape
@@ -59,14 +60,15 @@ class Hands:
     until then, as soon as nothing runs on them.
     """
 
-    def __init__(self, tree: Tree, node: Node, wishes: Wishes) -> None:
+    def __init__(self, tree: Tree, nodes: Sequence[Node], wishes: Wishes) -> None:
         self.tree = tree
         self.wishes = wishes
-        self.parts = parts(node) if wishes.pin and not wishes.hand_of else []
+        node, alone = nodes[0], len(nodes) == 1 and not wishes.hand_of
+        self.parts = parts(node) if wishes.pin and alone else []
         self.home = os.sched_getaffinity(0)
         self.cpus = node.cpus
         self.smallest = Node(*self._smallest()) if self.parts else None
-        self.lent: dict[int, Grant] = {}
+        self.lent: dict[int, Grants] = {}
         self.lending = False
         self.lend_from = -math.inf
         self.recalled = False
@@ -91,19 +93,21 @@ class Hands:
 
     def can_do(self, shapes: Iterable[Shape]) -> bool:
         """Whether all of these would fit any hand."""
-        return self.smallest is not None and all(fits_ever(self.smallest, one) for one in shapes)
+        if (smallest := self.smallest) is None:
+            return False
+        return all(not one.mpi and fits_ever(smallest, one) for one in shapes)
 
-    def lend(self, room: Room, ends_at: float) -> None:
-        """Give hands all of an idle room but our own part; `ends_at` as the picker's, 0: never."""
+    def lend(self, book: Book, ends_at: float) -> None:
+        """Give hands all of an idle node but our own part; `ends_at` as the picker's, 0: never."""
         self.lending = self.recalled = False
-        left = ends_at - time.monotonic() if ends_at else 0.0
+        left = ends_at - clock.now() if ends_at else 0.0
         if ends_at and left < SHORTEST_S:
             self.lend_from = math.inf
             return
         try:
             for part in self.parts[1:]:
                 pid = self._start(part, left)
-                self.lent[pid] = room.lend(part.cpus, part.memory_mb)
+                self.lent[pid] = book.lend(part.cpus, part.memory_mb)
         except OSError:  # no more processes, or a core was taken from us: we do without
             self.parts, self.smallest = [], None
 
@@ -111,7 +115,7 @@ class Hands:
         """The cores to live on: those that are not lent, or where we came from when none is."""
         if not self.lent:
             return self.home
-        return set(self.cpus).difference(*(grant.cpus for grant in self.lent.values()))
+        return set(self.cpus).difference(*(grants[0].cpus for grants in self.lent.values()))
 
     def _start(self, part: Part, time_left_s: float) -> int:
         """Start a launcher on these cores, whose last words we shall read."""
@@ -140,6 +144,9 @@ class Hands:
         words += ["--quiet", "--json", "--hand-of", str(os.getpid()), "--idle-timeout", "0"]
         words += ["--cores", str(len(part.cpus)), "--gpus", "0", "--memory", f"{part.memory_mb}M"]
         words += ["--workflow", self.wishes.workflow] if self.wishes.workflow else []
+        words += ["--mode", "serial"]
+        for tag in self.wishes.tags:
+            words += ["--tag", tag]
         words += ["--time-limit", f"{time_left_s:.0f}s"] if time_left_s else []
         for feature in sorted(self.wishes.features):
             words += ["--requires", feature]
@@ -154,7 +161,7 @@ class Hands:
         for pid in self.lent:
             os.kill(pid, number)  # ours and not reaped yet, so the number is still its own
 
-    def returned(self, pid: int, status: int) -> tuple[Grant, dict[str, int]]:
+    def returned(self, pid: int, status: int) -> tuple[Grants, dict[str, int]]:
         """A hand has ended: what it had, and how many tasks it brought where.
 
         After one that failed none is lent again.

@@ -1,6 +1,6 @@
 """nodes - pure: what a node has, what is free on it, and which cores and GPUs a task gets.
 
-Owns   `Room`, the only book of free cores, GPUs and memory.
+Owns   `Room`, the free cores, GPUs and memory of one node.
 Never  starts anything; `this_node` alone looks at the machine.
 """
 
@@ -16,11 +16,15 @@ from spool.queue.shape import Shape
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """What one node offers: cpu numbers (one for each core to fill), GPU names, megabytes."""
+    """What one node offers: cpu numbers (one for each core to fill), GPU names, megabytes.
+
+    name is its host, as the batch system says it; "" for this machine.
+    """
 
     cpus: tuple[int, ...]
     gpus: tuple[str, ...] = ()
     memory_mb: int = 0
+    name: str = ""
 
     @property
     def shared(self) -> bool:
@@ -30,65 +34,76 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """What one task was given."""
+    """What one task was given on one node; `node` is its number in the launcher's book."""
 
     cpus: tuple[int, ...]
     gpus: tuple[str, ...]
     memory_mb: int
+    node: int = 0
+
+
+def needs(shape: Shape) -> int:
+    """The cores a task of this shape needs on each of its nodes."""
+    return shape.cores * shape.ranks
 
 
 class Room:
-    """The free part of a node."""
+    """The free part of a node. kept is the shape that some of it is kept for, from all others."""
 
-    __slots__ = ("cpus", "gpus", "memory_mb", "node")
+    __slots__ = ("cpus", "gpus", "kept", "memory_mb", "node", "number")
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, number: int = 0) -> None:
         self.node = node
+        self.number = number
         self.cpus = list(node.cpus)
         self.gpus = list(node.gpus)
         self.memory_mb = node.memory_mb
+        self.kept: Shape | None = None
 
     def copy(self) -> Room:
         """The same room, to plan with."""
-        twin = Room(self.node)
+        twin = Room(self.node, self.number)
         twin.cpus, twin.gpus = self.cpus.copy(), self.gpus.copy()
-        twin.memory_mb = self.memory_mb
+        twin.memory_mb, twin.kept = self.memory_mb, self.kept
         return twin
 
-    def count(self, shape: Shape) -> int:
-        """How many tasks of one node and this shape still fit."""
-        counts = [len(self.cpus) // (shape.cores * shape.ranks)]
+    @property
+    def spare(self) -> int:
+        """Free cores that are kept for nobody."""
+        return max(0, len(self.cpus) - needs(self.kept)) if self.kept else len(self.cpus)
+
+    def count(self, shape: Shape, *, ours: bool = False) -> int:
+        """How many tasks' parts of this shape still fit; `ours`: it is what room is kept for."""
+        cores, gpus, memory_mb = len(self.cpus), len(self.gpus), self.memory_mb
+        if self.kept and not ours:
+            cores, gpus = self.spare, max(0, gpus - self.kept.gpus)
+            memory_mb = max(0, memory_mb - self.kept.memory_mb)
+        found = cores // (shape.cores * shape.ranks)
         if shape.gpus:
-            counts.append(len(self.gpus) // shape.gpus)
+            found = min(found, gpus // shape.gpus)
         if shape.memory_mb:
-            counts.append(self.memory_mb // shape.memory_mb)
-        return min(counts)
+            found = min(found, memory_mb // shape.memory_mb)
+        return found
 
     def take(self, shape: Shape) -> Grant | None:
         """Give a task of this shape its lowest free cores and GPUs; None if it does not fit."""
-        cores = shape.cores * shape.ranks
-        if cores > len(self.cpus) or shape.gpus > len(self.gpus):
-            return None
-        if shape.memory_mb > self.memory_mb:
-            return None
-        grant = Grant(tuple(self.cpus[:cores]), tuple(self.gpus[: shape.gpus]), shape.memory_mb)
-        del self.cpus[:cores]
-        del self.gpus[: shape.gpus]
-        self.memory_mb -= shape.memory_mb
-        return grant
+        return self.grant(shape) if self.count(shape) else None
 
-    def reserve(self, shape: Shape) -> None:
-        """Keep what a task of this shape needs, as far as it is free, from all others."""
-        del self.cpus[: shape.cores * shape.ranks]
-        del self.gpus[: shape.gpus]
-        self.memory_mb -= min(shape.memory_mb, self.memory_mb)
+    def grant(self, shape: Shape) -> Grant:
+        """Give a task's part, which fits, its lowest free cores and GPUs."""
+        cores, gpus = shape.cores * shape.ranks, shape.gpus
+        cpus, names = tuple(self.cpus[:cores]), tuple(self.gpus[:gpus])
+        del self.cpus[:cores]
+        del self.gpus[:gpus]
+        self.memory_mb -= shape.memory_mb
+        return Grant(cpus, names, shape.memory_mb, self.number)
 
     def lend(self, cpus: tuple[int, ...], memory_mb: int) -> Grant:
         """Give away these very cores, which are free, and so much memory."""
         for cpu in cpus:
             self.cpus.remove(cpu)
         self.memory_mb -= memory_mb
-        return Grant(cpus, (), memory_mb)
+        return Grant(cpus, (), memory_mb, self.number)
 
     def give(self, grant: Grant) -> None:
         """Take a grant back."""

@@ -6,146 +6,184 @@ Never  touches the disk, but through the claimer it is given.
 
 from __future__ import annotations
 
-import time
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
-from spool.launcher.nodes import Node, Room, fits_ever
+from spool.launcher import clock
+from spool.launcher.book import Book
 from spool.queue import shape as shapes
-from spool.queue.claim import Claimer
+from spool.queue.claim import Claimer, Suits
 from spool.queue.shape import Shape
-from spool.queue.tasks import Task
 
 AHEAD_MOST = 256
 AHEAD_S = 0.25
 PATIENCE_S, PATIENCE_TASKS = 30.0, 100
-Held = tuple[Task, Shape]
+COUNTED_LANES = 1000
+Held = tuple[str, Shape]
 
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
     """What a person wants of a launcher. time_limit_s 0: none; idle_s None: never leave.
 
-    hand_of is the process that lends us our cores, 0 for a launcher in its own right.
+    hand_of is the process that lends us our cores, 0 for a launcher in its own right. mode is
+    serial, mpi or auto, for both.
     """
 
     time_limit_s: float = 0.0
     idle_s: float | None = 60.0
     pin: bool = True
     workflow: str = ""
+    tags: tuple[str, ...] = ()
     features: frozenset[str] = frozenset()
     hand_of: int = 0
+    mode: str = "auto"
 
 
 class Picker:
-    """Chooses for one launcher; `ends_at` is the end of its time on the monotonic clock, or 0.
+    """Chooses for one launcher; `ends_at` is the end of its time on its clock, or 0.
 
-    rate is how many tasks were lately started a second: set it as it changes.
+    rate is how many tasks were lately started a second, mpiruns how many more may be started now:
+    set them as they change. no_mpi says why no task of several ranks can run here, "" if they can;
+    it is asked when the first of them is met. suits looks at a task before it is claimed; ahead
+    overrules how many tasks of a shape that does not fit now may be claimed ahead.
     """
 
-    def __init__(self, claimer: Claimer, node: Node, wishes: Wishes, ends_at: float) -> None:
+    def __init__(self, claimer: Claimer, book: Book, wishes: Wishes, ends_at: float) -> None:
         self.claimer = claimer
-        self.node = node
+        self.book = book
         self.wishes = wishes
         self.ends_at = ends_at
         self.rate = 0.0
+        self.mpiruns = 1
+        self.no_mpi: Callable[[], str] = lambda: "need several ranks, and there is no mpirun"
+        self.suits: Suits | None = None
+        self.ahead: Callable[[Shape], int] | None = None
         self.refused: Counter[str] = Counter()
         self.waiting_since: dict[Shape, float] = {}
         self.tired: set[Shape] = set()
-        self._plan = Room(node)
+        self._plan = book
         self._ahead = 0
 
     def why_not(self, shape: Shape, now: float) -> str:
         """Why this launcher will not take a shape, "" if it may."""
-        if shape.mpi:
-            return "need several ranks"
         if shape.stage != "run":
             return "need a stager"
-        if not fits_ever(self.node, shape):
+        if shape.mpi and (why := self._no_mpi()):
+            return why
+        if not shape.mpi and self.wishes.mode == "mpi":
+            return "are serial, and this launcher runs MPI tasks only"
+        if not self.book.fits_ever(shape):
             return "too large"
         if self.ends_at and shape.time_s > self.ends_at - now:
             return "too long for the time left"
         if self.wishes.workflow and shape.workflow != shapes.name_token(self.wishes.workflow):
             return "of another workflow"
-        wanted = shapes.features_of(shape.features)
-        if wanted is None or not wanted <= self.wishes.features:
+        if not shapes.has_features(shape.features, self.wishes.features):
             return "need a feature that is not here"
         return ""
 
-    def claim(self, room: Room, held: Collection[Held], limit: int) -> Iterator[str]:
-        """Claim up to `limit` tasks beyond those `held`, claimed and not started; yields ids."""
-        self._plan = room.copy()
-        for _, shape in held:
-            if not self._plan.cpus:
-                break
-            self._plan.take(shape)
+    def _no_mpi(self) -> str:
+        if self.wishes.mode == "serial":
+            return "need several ranks, and this launcher runs serial tasks only"
+        return self.no_mpi()
+
+    def claim(self, held: Collection[Held], limit: int) -> Iterator[Held]:
+        """Claim up to `limit` tasks beyond those `held`, claimed and not started.
+
+        Whoever is given one must take its room from the book at once, or hold it.
+        """
+        self._plan = self._beyond(held)
         self._ahead = self._ahead_allowed() - len(held)
+        self._limit = limit
         self.refused.clear()
         self._narrow()
-        for task_id in self.claimer.take(self._wants, limit):
-            yield task_id
-            self._plan_for(self._last)
+        for task_id in self.claimer.take(self._wants, limit, self.suits):
+            yield task_id, self._last
+            if self._plan is not self.book and self._plan.take(self._last) is None:
+                self._ahead -= 1
+
+    def _beyond(self, held: Collection[Held]) -> Book:
+        """The book as it will be once what is held has started."""
+        if not held:
+            return self.book
+        plan = self.book.copy()
+        for _, shape in held:
+            if not plan.free:
+                break
+            plan.take(shape)
+        return plan
 
     def _wants(self, shape: Shape) -> int:
         self._last = shape
-        if reason := self.why_not(shape, time.monotonic()):
+        if reason := self.why_not(shape, clock.now()):
             self.refused[reason] += 1
             return 0
-        if fitting := self._plan.count(shape):
+        if shape.mpi and self.mpiruns <= 0:
+            self.refused["waiting for an mpirun to end"] += 1
+            return 0
+        if fitting := self._plan.count(shape, self.mpiruns if shape.mpi else self._limit):
             self.waiting_since.pop(shape, None)
             self.tired.discard(shape)
             return fitting
-        if self._ahead > 0 and self._lacks_but_a_core(shape):
-            return self._ahead
+        if ahead := self._may_come_ahead(shape):
+            return ahead
         self.refused["waiting for room"] += 1
         if self._is_tired(shape):
-            self._plan.reserve(shape)
+            if self.book.kept_for not in self.tired:
+                self.book.keep(shape)
+            self._plan.keep(self.book.kept_for)
             self._ahead = 0
         return 0
+
+    def _may_come_ahead(self, shape: Shape) -> int:
+        """How many of a shape that does not fit now may be claimed to follow others at once."""
+        if shape.mpi or self.book.kept_for is not None:
+            return 0
+        if self.ahead is not None:
+            return self.ahead(shape)
+        return max(0, self._ahead) if self._lacks_but_a_core(shape) else 0
 
     def _lacks_but_a_core(self, shape: Shape) -> bool:
         """Whether any core that gets free will do: all else that waits claimed is in the way."""
         one_core = shape.cores * shape.ranks == 1
-        return one_core and not shape.gpus and shape.memory_mb <= self._plan.memory_mb
+        return one_core and not shape.gpus and shape.memory_mb <= self._plan.rooms[0].memory_mb
 
     def _is_tired(self, shape: Shape) -> bool:
         """Whether a task that does not fit now has waited so long that room must be kept for it.
 
         That is so after 30 s, or when a hundred others may have come and gone on each core.
         """
-        now = time.monotonic()
+        now = clock.now()
         waited = now - self.waiting_since.setdefault(shape, now)
-        patience = min(PATIENCE_S, PATIENCE_TASKS * len(self.node.cpus) / max(self.rate, 0.1))
+        patience = min(PATIENCE_S, PATIENCE_TASKS * self.book.cores / max(self.rate, 0.1))
         if waited > patience:
             self.tired.add(shape)
         return shape in self.tired
 
-    def _plan_for(self, shape: Shape) -> None:
-        if self._plan.take(shape) is None:
-            self._ahead -= 1
-
     def _narrow(self) -> None:
         """Forget the patience for shapes that wait no more; serve the tired before their equals."""
-        if not self.waiting_since:
-            return
-        present = {shapes.parse(lane)[0] for lane in self.claimer.lanes}
-        for shape in self.waiting_since.keys() - present:
-            del self.waiting_since[shape]
-            self.tired.discard(shape)
-        if self.tired:
-            self.claimer.lanes.sort(key=self._rank)
+        if self.waiting_since:
+            present = {shapes.parse(lane)[0] for lane in self.claimer.lanes}
+            for shape in self.waiting_since.keys() - present:
+                del self.waiting_since[shape]
+                self.tired.discard(shape)
+            if self.tired:
+                self.claimer.lanes.sort(key=self._rank)
+        if self.book.kept_for not in self.tired:
+            self.book.keep(None)
 
-    def _rank(self, lane: str) -> tuple[int, str, bool, int]:
-        priority, hour, longest = shapes.order(lane)
-        return priority, hour, shapes.parse(lane)[0] not in self.tired, longest
+    def _rank(self, lane: str) -> tuple[int, str, bool, int, int]:
+        priority, hour, widest, longest = shapes.order(lane)
+        return priority, hour, shapes.parse(lane)[0] not in self.tired, widest, longest
 
     def _ahead_allowed(self) -> int:
         return min(AHEAD_MOST, int(self.rate * AHEAD_S))
 
     def waiting_shapes(self) -> set[Shape]:
         """The shapes in READY, as last listed, that this launcher would take."""
-        now = time.monotonic()
+        now = clock.now()
         present = {shapes.parse(lane)[0] for lane in self.claimer.lanes}
         return {shape for shape in present if not self.why_not(shape, now)}
 
@@ -153,6 +191,16 @@ class Picker:
         """What READY holds that this launcher would not take, a sentence each."""
         refused = sorted(self.refused.items())
         return [f"left in READY: {count} lanes {why}" for why, count in refused]
+
+    def tally(self) -> str:
+        """How many tasks are READY and why none of them starts, in one line."""
+        now, counts, more = clock.now(), Counter[str](), len(self.claimer.lanes) - COUNTED_LANES
+        for lane in self.claimer.lanes[:COUNTED_LANES]:
+            why = self.why_not(shapes.parse(lane)[0], now) or "waiting for room"
+            counts[why] += self.claimer.count(lane)
+        words = [f"{count:,} {why}" for why, count in counts.most_common()]
+        words += [f"{more:,} lanes more were not counted"] if more > 0 else []
+        return f"no start for a while: {counts.total():,} ready: {'; '.join(words) or 'nothing'}"
 
     def may_claim_ahead(self, held: int) -> bool:
         """Whether tasks go so fast that more should lie claimed than the `held` that do."""

@@ -13,14 +13,15 @@ import os
 import re
 import resource
 import shutil
-import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
 from spool import units
 from spool.errors import SpoolError
-from spool.launcher.nodes import Grant
+from spool.launcher import clock, mpirun
+from spool.launcher.book import Grants
 from spool.launcher.spawner import Order, Spawner
 from spool.queue import claim, faults, files, history, layout, manifest, processes
 from spool.queue.owner import Owner
@@ -42,7 +43,7 @@ _KEPT = re.compile(r"OMPI_ALLOW_RUN_AS_ROOT.*")
 
 @dataclass(slots=True)
 class Running:
-    """One task that runs: what it was given, and how it is being ended, if it is.
+    """One task that runs: what it was given on each of its nodes, and how it is being ended.
 
     Times ending in _at are seconds of the monotonic clock; 0 is never. stopping says why we end
     it: timeout, cancelled or interrupted; said is what came with a request to cancel. last_line is
@@ -51,7 +52,7 @@ class Running:
 
     task: Task
     shape: Shape
-    grant: Grant
+    grants: Grants
     attempt: int
     started: float
     started_at: float
@@ -74,15 +75,26 @@ class Running:
 class Starter:
     """Starts tasks for one owner, with as few system calls as can be."""
 
-    def __init__(self, owner: Owner, *, pin: bool, hide_gpus: bool) -> None:
+    def __init__(
+        self,
+        owner: Owner,
+        *,
+        pin: bool,
+        hide_gpus: bool,
+        node: str = "0",
+        hosts: Sequence[str] = ("",),
+        mpirun: Callable[[], mpirun.Flavour | None] = lambda: None,
+    ) -> None:
         self.owner = owner
         self.pin = pin
+        self.hosts = hosts
+        self.mpirun = mpirun
         self.spawner = Spawner()
         self.hide_gpus = hide_gpus
         self.allowed = os.sched_getaffinity(0)
         self.base = clean_environment(dict(os.environ))
         self.base["SPOOL"] = owner.tree.root
-        self.base[processes.MARK] = owner.name
+        self.base[processes.MARK], self.base[processes.NODE] = owner.name, node
         self.hurried = False
         self.no_input = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
 
@@ -91,34 +103,63 @@ class Starter:
         os.sched_setaffinity(0, cpus)
         self.allowed = self.spawner.everywhere = cpus
 
-    def start(self, task: Task, shape: Shape, grant: Grant) -> Running:
+    def start(self, task: Task, shape: Shape, grants: Grants) -> Running:
         """Write the start line and start the program. `end` of one that could not start is set."""
         attempt = task.story.attempt + 1
         rerun = task.story.lines > 0 and self._clear(task, attempt)
-        now = time.time()
+        now = clock.epoch()
         event = {
             "time": units.stamp(now),
             "what": "start",
             "attempt": attempt,
             "owner": self.owner.name,
             "node": self.owner.record["host"],
-            "cpus": grant.cpus,
+            **self._told(grants),
         }
-        if grant.gpus:
-            event["gpus"] = grant.gpus
         line = history.encode(event)
         self._write_start(task, line, rerun)
         history.tell(task.story, event)
-        running = Running(task, shape, grant, attempt, now, time.monotonic(), last_line=line)
+        running = Running(task, shape, grants, attempt, now, clock.now(), last_line=line)
         if limit := task.manifest.time_limit_s:
             running.limit_at = running.started_at + limit
         try:
-            self._spawn(running, command_of(self.owner, task))
+            self._spawn(running, self._words(running))
         except (OSError, SpoolError) as fault:
             if isinstance(fault, OSError) and fault.errno in SHORT:
                 raise faults.explained(fault, task.path) from fault
             running.end = self._never_started(running, fault)
         return running
+
+    def _told(self, grants: Grants) -> dict[str, Any]:
+        """What a start line tells of the cores, GPUs and nodes that an attempt got."""
+        if len(grants) > 1:
+            return {"nodes": [self.hosts[grant.node] for grant in grants]}
+        told: dict[str, Any] = {"cpus": grants[0].cpus}
+        if grants[0].gpus:
+            told["gpus"] = grants[0].gpus
+        return told
+
+    def _words(self, running: Running) -> list[str]:
+        """The words to run: of the task, or of the mpirun that starts its ranks."""
+        words, shape = command_of(self.owner, running.task), running.shape
+        if not shape.mpi:
+            return words
+        if (flavour := self.mpirun()) is None:
+            raise SpoolError("there is no mpirun here. Run: spool doctor")
+        made = self._environment(running).items()
+        forwarded = {name for name, value in made if os.environ.get(name) != value}
+        return mpirun.words(
+            flavour,
+            self._seats(running.grants),
+            shape.ranks,
+            shape.cores,
+            words,
+            pin=self.pin,
+            forwarded=sorted(forwarded),
+        )
+
+    def _seats(self, grants: Grants) -> list[mpirun.Seat]:
+        return [mpirun.Seat(self.hosts[one.node], one.cpus, one.gpus) for one in grants]
 
     def _write_start(self, task: Task, line: bytes, rerun: bool) -> None:
         path = f"{task.path}/{layout.HISTORY}"
@@ -138,10 +179,11 @@ class Starter:
         return True
 
     def _spawn(self, running: Running, words: list[str]) -> None:
-        task, cpus = running.task, running.grant.cpus
+        task, cpus = running.task, running.grants[0].cpus
         environment = self._environment(running)
         program = find_program(words[0], environment.get("PATH", os.defpath))
-        cores = cpus if self.pin and set(cpus) != self.allowed else ()
+        own = self.pin and not running.shape.mpi and set(cpus) != self.allowed
+        cores = cpus if own else ()
         opened = self._output(task)
         outputs = (self.no_input, opened[0], opened[-1])
         order = Order(program, words, environment, task.path, outputs, cores)
@@ -167,11 +209,25 @@ class Starter:
             made.update(app_of(self.owner, wanted.app).environment)
         made.update(wanted.environment)
         made[processes.MARK] = self.owner.name  # the guard finds a task's processes by this
-        return self.base | made
+        whole = self.base | made
+        if running.shape.mpi:
+            for name in mpirun.MISLEADING:
+                whole.pop(name, None)
+        return whole
+
+    def _mpi_environment(self, running: Running) -> dict[str, str]:
+        """What the ranks of a task are told, and what its mpirun needs."""
+        shape, flavour = running.shape, self.mpirun()
+        if not shape.mpi or flavour is None:
+            return {}
+        seats = self._seats(running.grants)
+        return mpirun.environment(
+            seats, shape.ranks, shape.cores, pin=self.pin, flavour=flavour
+        )
 
     def _given(self, running: Running) -> dict[str, str]:
         """The variables that differ from task to task."""
-        task, grant = running.task, running.grant
+        task, grant = running.task, running.grants[0]
         wanted = task.manifest
         made: dict[str, str] = {}
         threads = str(len(grant.cpus))
@@ -195,6 +251,8 @@ class Starter:
             made["SPOOL_WORKFLOW"] = wanted.workflow
         if running.limit_at:
             made["SPOOL_TIME_LIMIT"] = f"{wanted.time_limit_s:g}"
+        if running.shape.mpi:
+            made.update(self._mpi_environment(running))
         return made
 
     def _never_started(self, running: Running, fault: Exception) -> dict[str, Any]:
@@ -283,11 +341,11 @@ def move_old_files(path: str, attempt: int) -> None:
 def exit_event(running: Running, owner: str) -> dict[str, Any]:
     """The exit line as far as it is the same for every end."""
     return {
-        "time": units.now_stamp(),
+        "time": units.stamp(clock.epoch()),
         "what": "exit",
         "attempt": running.attempt,
         "owner": owner,
-        "elapsed_s": round(time.monotonic() - running.started_at, 3),
+        "elapsed_s": round(clock.now() - running.started_at, 3),
     }
 
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 import os
 import signal
-import time
 
 from spool import units
+from spool.launcher import clock
 from spool.launcher.run import Running
 from spool.queue import manifest
 
@@ -43,7 +43,7 @@ class Stops:
         """Ask a task to end, and see to it that it does after its grace."""
         wanted = running.task.manifest
         running.stopping = why
-        running.kill_at = time.monotonic() + units.duration(wanted.grace)
+        running.kill_at = clock.now() + units.duration(wanted.grace)
         _signal(running, manifest.signal_number(wanted.signal))
         self.watch(running)
 

@@ -25,7 +25,10 @@ from spool.queue.shape import Shape
 from spool.queue.tasks import Task
 
 LOSSES_IN_A_ROW = 2
+LOOKS = 256  # tasks of a lane looked at in vain before others get their turn
 Wants = Callable[[Shape], int]
+Suits = Callable[[str, str], bool]
+"""Whether a task, by its lane and id, is to be taken, where its lane does not tell all."""
 
 
 class Claimer:
@@ -45,6 +48,7 @@ class Claimer:
         self.passed_over: set[str] = set()
         self._names: list[str] = []
         self._names_of = ""
+        self._suits: Suits | None = None
 
     def refresh(self) -> list[str]:
         """List READY anew; its lanes in serving order, equals in an order of our own."""
@@ -60,11 +64,12 @@ class Claimer:
         self.lanes.sort(key=shape.order)
         return self.lanes
 
-    def take(self, wants: Wants, limit: int) -> Iterator[str]:
+    def take(self, wants: Wants, limit: int, suits: Suits | None = None) -> Iterator[str]:
         """Claim up to `limit` tasks; `wants(shape)` says how many more of a shape fit.
 
         Yields each id as soon as it lies in the owner's folder.
         """
+        self._suits = suits
         left = limit
         for group in list(self.lanes):
             wanted = shape.parse(group)[0]
@@ -82,12 +87,17 @@ class Claimer:
     def _take_from(self, group: str, count: int) -> Iterator[str]:
         folder = self.tree.group(State.READY, group)
         fresh = False
-        losses = 0
+        losses = looks = 0
         if self._names_of != group or not self._names:
             fresh = self._list(group, folder)
         while count > 0 and self._names:
             name = self._names.pop()
             if name in self.passed_over or name[0] == ".":
+                continue
+            if self._suits is not None and not self._suits(group, name):
+                looks += 1
+                if looks >= LOOKS:
+                    return
                 continue
             if self._claim(f"{folder}/{name}", name):
                 count, losses = count - 1, 0
@@ -111,6 +121,10 @@ class Claimer:
         self._names = names[start:] + names[:start]
         self._names_of = group
         return bool(names)
+
+    def count(self, group: str) -> int:
+        """How many tasks a lane holds."""
+        return len(files.names(self.tree.group(State.READY, group)))
 
     def _claim(self, path: str, name: str) -> bool:
         try:

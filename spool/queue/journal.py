@@ -28,6 +28,10 @@ class Journal:
         """Add an event; it is written by the next `write`."""
         self.waiting.append(history.encode(event))
 
+    def add(self, line: bytes) -> None:
+        """Add an event that is encoded already."""
+        self.waiting.append(line)
+
     def write(self) -> None:
         """Write what was gathered. On a full disk it is dropped: tasks need the room more."""
         if not self.waiting:

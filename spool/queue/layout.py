@@ -21,6 +21,9 @@ SETTINGS = "spool.toml"
 LAUNCHER = "launcher.json"
 HEARTBEAT = "heartbeat"
 INBOX = "inbox"
+LIMITS = "limits"  # no part of FOLDERS: made where the first limit is met
+KEY = "limit"  # the file in a limit's folder that never moves
+SIZE = "size"
 LOG = "log"
 ARRIVING = "~new"  # behind the id of an arrival that its owner has claimed but not yet admitted
 SHARD_SIZE = 10_000
@@ -166,7 +169,11 @@ def group_label(group: str) -> str:
 def owner_name(kind: str, host: str, boot: str, pid: int) -> str:
     """A fresh owner name KIND.HOST.BOOT.PID.RAND."""
     tail = random_tails(1)[0][:6]
-    return f"{kind}.{re.sub(r'[^A-Za-z0-9._-]', '-', host)[:64] or 'host'}.{boot[:8]}.{pid}.{tail}"
+    return f"{kind}.{_host(host)}.{boot[:8]}.{pid}.{tail}"
+
+
+def _host(host: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]", "-", host)[:64] or "host"
 
 
 def parse_owner(text: str) -> OwnerName | None:
@@ -180,6 +187,17 @@ def parse_owner(text: str) -> OwnerName | None:
 def claims_group(owner: str, taker: str) -> str:
     """The RUNNING group of an owner's claims once `taker` has them."""
     return f"{owner.partition('~')[0]}~{taker}"
+
+
+def limit_name(kind: str, name: str, node: str = "") -> str:
+    """The folder of a limit; kinds hold no dash and names no @, so no two limits share one."""
+    return f"{kind}-{name}@{_host(node)}" if node else f"{kind}-{name}"
+
+
+def parse_token(text: str) -> tuple[str, str]:
+    """The limit and the number (or SIZE) of a token as its owner has it."""
+    limit, _, tail = text.rpartition(".")
+    return limit, tail
 
 
 class Tree:
@@ -229,6 +247,21 @@ class Tree:
     def request(self, owner: str, verb: str, task_id: str) -> str:
         """A request to an owner about one of its tasks."""
         return f"{self.root}/launchers/{owner}/{INBOX}/{verb}.{task_id}"
+
+    def limit(self, name: str, file: str = "") -> str:
+        """The folder of a limit, or a file in it: a free token by its number, SIZE or KEY."""
+        base = f"{self.root}/{LIMITS}/{name}"
+        return f"{base}/{file}" if file else base
+
+    def tokens(self, owner: str, limit: str = "", tail: str = "") -> str:
+        """The folder of the tokens an owner has, or one of them."""
+        base = f"{self.root}/launchers/{owner}/tokens"
+        return f"{base}/{limit}.{tail}" if limit else base
+
+    def tokens_taken(self, owner: str, token: str = "") -> str:
+        """The same folder, or a token in it, once it is closed to its owner."""
+        base = f"{self.root}/launchers/{owner}/tokens~"
+        return f"{base}/{token}" if token else base
 
     def journal(self, owner: str) -> str:
         """An owner's journal."""

@@ -89,7 +89,7 @@ class Owner:
         """Heartbeat, record and inbox, where they are missing."""
         files.make_folder(self.tree.owner(self.name))
         files.replace(self.tree.owner(self.name, layout.HEARTBEAT), self._token())
-        files.replace(self.tree.owner(self.name, layout.LAUNCHER), _encode(self.record))
+        files.replace(self.tree.owner(self.name, layout.LAUNCHER), encoded(self.record))
         files.make_folder(self.tree.owner(self.name, layout.INBOX))
 
     def claim_path(self, task_id: str) -> str:
@@ -129,6 +129,10 @@ class Owner:
 
         `keep` leaves the record with `ended` in it (launchers keep their log), else it goes.
         """
+        if files.exists(self.tree.tokens(self.name)):
+            from spool.queue import limits  # here: it knows owners, and is needed by few of them
+
+            limits.bring_back(self.tree, self.name)
         empty = files.remove_folder(self.claims)
         if keep or not empty:
             self.write_record(ended=units.now_stamp(), **record)
@@ -138,7 +142,7 @@ class Owner:
     def write_record(self, **changes: Any) -> None:
         """Change launcher.json."""
         self.record.update(changes)
-        files.replace(self.tree.owner(self.name, layout.LAUNCHER), _encode(self.record))
+        files.replace(self.tree.owner(self.name, layout.LAUNCHER), encoded(self.record))
 
     def requests(self) -> list[str]:
         """The names in the inbox, VERB.ID each."""
@@ -148,7 +152,8 @@ class Owner:
         return b"%012d %s\n" % (self.beats, os.urandom(4).hex().encode())
 
 
-def _encode(record: dict[str, Any]) -> bytes:
+def encoded(record: dict[str, Any]) -> bytes:
+    """A record as launcher.json holds it."""
     return msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n"
 
 

@@ -10,11 +10,13 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import suppress
 
 MARK = "SPOOL_LAUNCHER"
 """The environment variable that every process of a launcher's tasks carries."""
+NODE, TASK = "SPOOL_NODE", "SPOOL_TASK"
+"""And those that say which of the launcher's nodes started it, and for which task."""
 
 SIGKILL = 9  # by number: every submission imports this file, and signal(3)'s enums are slow
 KILL_WAIT_S = 10.0
@@ -53,27 +55,49 @@ def session(pid: int) -> int:
         return 0
 
 
-def marked(owner: str, sessions: Collection[int] = ()) -> list[int]:
-    """The living processes, but this one, that carry an owner's mark or are in these sessions."""
-    name, value, found = MARK.encode(), owner.encode(), []
+def marked(owner: str, sessions: Collection[int] = (), node: str = "") -> list[int]:
+    """The living processes, but this one, that carry an owner's mark or are in these sessions.
+
+    `node`: of those with the mark only the ones that this node of the owner started.
+    """
+    marks = {MARK.encode(): owner.encode()}
+    if node:
+        marks[NODE.encode()] = node.encode()
+    return _carrying(marks, sessions)
+
+
+def _carrying(marks: dict[bytes, bytes], sessions: Collection[int] = ()) -> list[int]:
+    found = []
     for entry in os.listdir("/proc"):
         if not entry.isdigit() or int(entry) == os.getpid():
             continue
         pid = int(entry)
-        theirs = environment(pid).get(name) == value or bool(sessions and session(pid) in sessions)
+        theirs = marks.items() <= environment(pid).items()
+        theirs = theirs or bool(sessions and session(pid) in sessions)
         if theirs and process_start(pid) is not None:
             found.append(pid)
     return found
 
 
-def kill_marked(owner: str, sessions: Collection[int] = (), *, wait_s: float = KILL_WAIT_S) -> bool:
+def kill_marked(
+    owner: str, sessions: Collection[int] = (), *, node: str = "", wait_s: float = KILL_WAIT_S
+) -> bool:
     """SIGKILL every process that carries an owner's mark or is in these sessions.
 
     Until none is left; False if some live on after `wait_s` seconds (in uninterruptible sleep, or
     another user's).
     """
+    return _kill_all(lambda: marked(owner, sessions, node), wait_s)
+
+
+def kill_task(task_id: str) -> bool:
+    """SIGKILL every process of a task on this host, in whatever session; as `kill_marked`."""
+    return _kill_all(lambda: _carrying({TASK.encode(): task_id.encode()}), KILL_WAIT_S)
+
+
+def _kill_all(listed: Callable[[], list[int]], wait_s: float) -> bool:
     deadline = time.monotonic() + wait_s
-    while found := marked(owner, sessions):
+    while found := listed():
         for pid in found:
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, SIGKILL)
@@ -83,7 +107,7 @@ def kill_marked(owner: str, sessions: Collection[int] = (), *, wait_s: float = K
     return True
 
 
-def guard(owner: str, fence_s: float) -> None:
+def guard(owner: str, fence_s: float, node: str = "") -> None:
     """Read the owner's pipe on standard input; kill its tasks when it closes or no beat comes.
 
     A line is "." (a beat), "+PID" or "-PID" (the session of a task that began or ended), or "q".
@@ -103,7 +127,7 @@ def guard(owner: str, fence_s: float) -> None:
         if DONE in lines:
             return
         if (heard and not said) or time.monotonic() >= fence_at:
-            kill_marked(owner, sessions)
+            kill_marked(owner, sessions, node=node)
         if heard and not said:
             return
         if BEAT in lines or not heard:
@@ -119,4 +143,6 @@ def _note(sessions: set[int], lines: list[bytes]) -> None:
 
 
 if __name__ == "__main__":
-    guard(sys.argv[1], float(sys.argv[2]))
+    if sys.argv[1] == "--kill":
+        sys.exit(not kill_marked(sys.argv[2]))
+    guard(sys.argv[1], float(sys.argv[2]), *sys.argv[3:])

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
+from itertools import combinations
 from typing import Any
 
 import msgspec
@@ -25,6 +26,7 @@ SHAPE_LONGEST = 120
 _PLAIN = r"[A-Za-z0-9_+-]{1,32}"
 _TOKEN = r"(p-?|[nrcg])([0-9]{1,9})|([mt])([0-9dhmsMGT]+)|([fws])([-~])([A-Za-z0-9_+-]+)"
 STAGES = ("run", "prepare", "close")
+MOST_HASHED = 12
 
 
 class Shape(msgspec.Struct, frozen=True):
@@ -45,6 +47,12 @@ class Shape(msgspec.Struct, frozen=True):
     workflow: str = ""
     source: str = ""
     stage: str = "run"
+
+    def within(self, lane: Shape) -> bool:
+        """Whether what was claimed by this lane's shape has all that a task of ours needs."""
+        ours = (self.nodes, self.ranks, self.cores, self.gpus, self.features, self.stage)
+        theirs = (lane.nodes, lane.ranks, lane.cores, lane.gpus, lane.features, lane.stage)
+        return ours == theirs and self.memory_mb <= lane.memory_mb and self.time_s <= lane.time_s
 
     @property
     def mpi(self) -> bool:
@@ -100,6 +108,20 @@ def features_of(token: str) -> frozenset[str] | None:
     if token.startswith("~"):
         return None
     return frozenset(token[1:].split("+")) if token else frozenset()
+
+
+@lru_cache(maxsize=4096)
+def has_features(token: str, here: frozenset[str]) -> bool:
+    """Whether a node with the features `here` has all that a lane's token asks for.
+
+    A hash is compared with those of all lists that could be meant, of up to 12 features.
+    """
+    wanted = features_of(token)
+    if wanted is not None:
+        return wanted <= here
+    known = sorted(here)[:MOST_HASHED]
+    lists = (chosen for n in range(1, len(known) + 1) for chosen in combinations(known, n))
+    return any(token == f"~{_hash('+'.join(chosen))}" for chosen in lists)
 
 
 def _hash(text: str) -> str:
@@ -173,6 +195,12 @@ _FIELDS = {
 }
 
 
+@lru_cache(maxsize=65536)
+def read(text: str) -> Shape:
+    """A shape as `print_shape` writes it. Raises ValueError."""
+    return parse(f"{text}@00000000-00")[0]
+
+
 def _parse_token(token: str, group: str) -> dict[str, str | int]:
     if not (found := re.fullmatch(_TOKEN, token)):
         raise ValueError(f"{group!r} is no lane: {token!r} means nothing")
@@ -188,7 +216,12 @@ def _parse_token(token: str, group: str) -> dict[str, str | int]:
     return {_FIELDS[found[5]]: found[6] + found[7]}
 
 
-def order(group: str) -> tuple[int, str, int]:
-    """The key lanes are served by: priority, then the oldest hour, then longest first."""
+def order(group: str) -> tuple[int, str, int, int]:
+    """The key lanes are served by: priority, the oldest hour, then the widest, then the longest."""
     shape, shard = parse(group)
-    return (-shape.priority, shard[:8], -shape.time_s)
+    return (-shape.priority, shard[:8], -width(shape), -shape.time_s)
+
+
+def width(shape: Shape) -> int:
+    """All cores of a task, on all its nodes."""
+    return shape.nodes * shape.ranks * shape.cores

@@ -20,7 +20,7 @@ from typing import Any
 
 from spool import units
 from spool.errors import ManifestError
-from spool.queue import admit, claim, faults, files, layout, owner, processes, tasks
+from spool.queue import admit, claim, faults, files, layout, limits, owner, processes, tasks
 from spool.queue.layout import State, Tree
 from spool.queue.owner import Here, Owner
 from spool.queue.tasks import Task
@@ -156,6 +156,7 @@ def take_over(me: Owner, group: str, trusted: frozenset[int]) -> int:
                 raise
             continue  # closed to us: it stays here, where `check` finds it
         moved += 1
+    limits.bring_back(me.tree, dead)  # first: once the group is gone nobody looks after its owner
     files.remove_folder(held.claims)
     _bury(me, {dead, last})
     return moved

@@ -1,0 +1,191 @@
+"""book - pure: who has which part of which node; where the next task goes.
+
+Owns   the free parts of all nodes of a launcher, and the rule of placement: first fit, lowest node
+       first, so that whole nodes stay free for the wide as long as they can.
+Never  looks at a machine, and never gives one core, GPU or megabyte to two.
+
+The nodes' free cores stand in a tree of maxima, so the first node with room for a task is found in
+the logarithm of their number. For one large task that waits too long, room is *kept*: what it needs
+on the nodes that lack least is given to no other, until it fits there.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+
+from spool.launcher.nodes import Grant, Node, Room, needs
+from spool.queue.shape import Shape
+
+Grants = tuple[Grant, ...]
+Allows = Callable[[int], bool]
+
+
+class Book:
+    """The room of several nodes; a node's place in `nodes` is its number."""
+
+    def __init__(self, nodes: Sequence[Node]) -> None:
+        self.nodes = tuple(nodes)
+        self.rooms = [Room(node, number) for number, node in enumerate(self.nodes)]
+        self.free = sum(len(node.cpus) for node in self.nodes)
+        self.cores = self.free
+        self.gone: set[int] = set()
+        self.kept_for: Shape | None = None
+        self._kept_on: tuple[int, ...] = ()
+        self._width = 1 << (len(self.nodes) - 1).bit_length()
+        self._most = [0] * (2 * self._width)
+        for number in range(len(self.nodes)):
+            self._renew(number)
+        self.fits_ever = lru_cache(4096)(self._fits_ever)
+
+    def copy(self) -> Book:
+        """The same book, to plan with."""
+        twin = Book.__new__(Book)
+        twin.nodes, twin.free, twin.cores = self.nodes, self.free, self.cores
+        twin.rooms = [room.copy() for room in self.rooms]
+        twin.gone = self.gone
+        twin.kept_for, twin._kept_on = self.kept_for, self._kept_on
+        twin._width, twin._most = self._width, self._most.copy()
+        twin.fits_ever = self.fits_ever
+        return twin
+
+    # -- what fits -------------------------------------------------------------------------------
+
+    def _fits_ever(self, shape: Shape) -> bool:
+        """Whether a task of this shape fits the nodes when they are empty."""
+        wanted = shape.nodes
+        for node in self.nodes:
+            wanted -= Room(node).count(shape) > 0
+            if wanted <= 0:
+                return True
+        return False
+
+    def count(self, shape: Shape, most: int, allows: Allows | None = None) -> int:
+        """How many tasks of this shape fit now, as far as it matters: no more than `most`."""
+        if shape.nodes > 1:
+            return int(self._find(shape, allows) is not None)
+        ours, found, number = shape == self.kept_for, 0, -1
+        while found < most and (number := self._next(number + 1, shape, ours, allows)) >= 0:
+            found += self.rooms[number].count(shape, ours=ours)
+        return min(found, most)
+
+    def take(self, shape: Shape, allows: Allows | None = None) -> Grants | None:
+        """Give a task of this shape what it needs on each of its nodes; None if it does not fit."""
+        if (found := self._find(shape, allows)) is None:
+            return None
+        grants = tuple(self.rooms[number].grant(shape) for number in found)
+        self._settle(grants, -1)
+        if shape == self.kept_for:
+            self.keep(None)
+        return grants
+
+    def give(self, grants: Grants) -> None:
+        """Take back what a task had."""
+        grants = tuple(grant for grant in grants if grant.node not in self.gone)
+        for grant in grants:
+            self.rooms[grant.node].give(grant)
+        self._settle(grants, 1)
+
+    def close(self, number: int) -> None:
+        """A node is gone: its room is nobody's any more, what it gave away included."""
+        self.gone.add(number)
+        room = self.rooms[number]
+        self.free -= len(room.cpus)
+        room.cpus, room.gpus, room.memory_mb = [], [], 0
+        self._renew(number)
+
+    def lend(self, cpus: tuple[int, ...], memory_mb: int) -> Grants:
+        """Give away these very cores of the only node, which are free, and so much memory."""
+        grants = (self.rooms[0].lend(cpus, memory_mb),)
+        self._settle(grants, -1)
+        return grants
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is given away."""
+        return self.free == self.cores
+
+    # -- room kept for the large -----------------------------------------------------------------
+
+    def keep(self, shape: Shape | None) -> None:
+        """Keep room for one task of this shape, on nodes chosen now; None: for nobody."""
+        if shape == self.kept_for:
+            return
+        for number in self._kept_on:
+            self.rooms[number].kept = None
+            self._renew(number)
+        self.kept_for, self._kept_on = shape, ()
+        if shape is None:
+            return
+        able = [n for n, node in enumerate(self.nodes) if Room(node).count(shape)]
+        able.sort(key=lambda number: self._lacks(number, shape))
+        self._kept_on = tuple(sorted(able[: shape.nodes]))
+        for number in self._kept_on:
+            self.rooms[number].kept = shape
+            self._renew(number)
+
+    def _lacks(self, number: int, shape: Shape) -> tuple[int, int]:
+        """What a node would still have to get back for a task: cores, GPUs."""
+        room = self.rooms[number]
+        return max(0, needs(shape) - len(room.cpus)), max(0, shape.gpus - len(room.gpus))
+
+    # -- the tree of maxima ----------------------------------------------------------------------
+
+    def _find(self, shape: Shape, allows: Allows | None) -> list[int] | None:
+        """The first nodes with room for each part of a task."""
+        found: list[int] = []
+        number, ours = -1, shape == self.kept_for
+        while len(found) < shape.nodes:
+            if (number := self._next(number + 1, shape, ours, allows)) < 0:
+                return None
+            found.append(number)
+        return found
+
+    def _next(self, number: int, shape: Shape, ours: bool, allows: Allows | None) -> int:
+        """The first node from `number` on that has room for a task's part; -1: none."""
+        wanted, at = needs(shape), number
+        while 0 <= (at := self._first(at, wanted)):
+            if self.rooms[at].count(shape) and (allows is None or allows(at)):
+                break
+            at += 1
+        if not ours:
+            return at
+        for kept in self._kept_on[bisect_left(self._kept_on, number) :]:
+            if 0 <= at < kept:
+                break
+            if self.rooms[kept].count(shape, ours=True):
+                return kept
+        return at
+
+    def _first(self, number: int, wanted: int) -> int:
+        """The first node from `number` on with so many free cores; -1: none."""
+        most, at = self._most, number + self._width
+        if number >= self._width:
+            return -1
+        while most[at] < wanted:  # up and to the right, to the next whole branch
+            while at & 1:
+                at >>= 1
+            if not at:
+                return -1
+            at += 1
+        while at < self._width:  # down to its first leaf
+            at <<= 1
+            at += most[at] < wanted
+        return at - self._width
+
+    def _renew(self, number: int) -> None:
+        """A node's free cores changed: so may the maxima above it."""
+        most, at = self._most, number + self._width
+        most[at] = self.rooms[number].spare
+        while at > 1:
+            at >>= 1
+            larger = max(most[2 * at], most[2 * at + 1])
+            if most[at] == larger:
+                return
+            most[at] = larger
+
+    def _settle(self, grants: Grants, sign: int) -> None:
+        for grant in grants:
+            self.free += sign * len(grant.cpus)
+            self._renew(grant.node)

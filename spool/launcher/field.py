@@ -1,0 +1,177 @@
+"""field - where a launcher works: its nodes, and how it reaches those that are not its own.
+
+Owns   what each node offers: what its machine has, what was granted, what a person said, what is
+       reserved for the system. Which hosts share a machine, and so its cores.
+Never  starts anything.
+Fails  SpoolError: a choice of nodes that names none.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from spool.config import Settings
+from spool.errors import SpoolError
+from spool.launcher import hosts, mpirun
+from spool.launcher.allocation import Allocation
+from spool.launcher.nodes import Node, this_node
+from spool.queue import owner as owners
+
+if TYPE_CHECKING:  # mpi4py starts MPI when it is imported, so only a launcher with ranks does
+    from spool.launcher.ranks import Ranks
+
+
+class Size(NamedTuple):
+    """What a person says that each node has; None: what is found there."""
+
+    cores: int | None = None
+    gpus: int | None = None
+    memory_mb: int | None = None
+
+
+@dataclass(frozen=True)
+class Field:
+    """The nodes of one launcher, its own first.
+
+    system is the batch system's name, "" for none; mark tells the launcher's guard which processes
+    are of its own node, where several share a process table; record is added to launcher.json;
+    crew makes another crew than the ordinary one: a simulated one.
+    """
+
+    nodes: Sequence[Node]
+    ranks: Ranks | None = None
+    system: str = ""
+    mark: str = ""
+    record: dict[str, Any] = field(default_factory=dict)
+    crew: Callable[..., Any] | None = None
+
+
+def own_node(size: Size, settings: Settings, granted: Allocation) -> Node:
+    """This machine: what a person says, else what was granted of what there is; less the reserve.
+
+    A grant of more cores than there are is not believed.
+    """
+    here = this_node(*size)
+    place = _number(granted.nodes, os.uname().nodename)
+    if size.cores is None and 0 <= place < len(granted.cores):
+        here = replace(here, cpus=here.cpus[: granted.cores[place]])
+    if size.memory_mb is None and granted.memory_mb:
+        here = replace(here, memory_mb=min(here.memory_mb, granted.memory_mb))
+    name = granted.nodes[place] if place >= 0 else ""
+    return replace(_less_reserve(here, settings), name=name)
+
+
+def _less_reserve(node: Node, settings: Settings) -> Node:
+    """A node without what the settings leave to the system: its first cores and last GPUs."""
+    cores = min(settings.launcher_reserve_cores, len(node.cpus) - 1)
+    gpus = max(0, len(node.gpus) - settings.launcher_reserve_gpus)
+    memory_mb = max(0, node.memory_mb - settings.launcher_reserve_memory_mb)
+    return Node(node.cpus[cores:], node.gpus[:gpus], memory_mb, node.name)
+
+
+def _number(names: Sequence[str], host: str) -> int:
+    """Where a host stands among an allocation's nodes, by its short name; -1 if it does not."""
+    wanted = hosts.short(host)
+    return next((n for n, name in enumerate(names) if hosts.short(name) == wanted), -1)
+
+
+def alone(node: Node, granted: Allocation) -> Field:
+    """This machine alone."""
+    return Field([node], system=granted.system, record=_record(granted))
+
+
+def reached_by_mpirun(node: Node, granted: Allocation, names: Sequence[str]) -> Field:
+    """Nodes on which nothing of ours runs but what an mpirun starts: all like this one."""
+    cores = dict(zip(granted.nodes, granted.cores, strict=False))
+    nodes = [
+        replace(node, name=name, cpus=node.cpus[: cores.get(name, len(node.cpus))])
+        for name in names
+    ]
+    return Field(nodes, system=granted.system, record=_record(granted))
+
+
+def _record(granted: Allocation) -> dict[str, Any]:
+    if not granted.system:
+        return {}
+    return {"allocation": {"system": granted.system, "job": granted.job}}
+
+
+def over_ranks(own: Node, size: Size, granted: Allocation) -> Field:
+    """The nodes of the ranks that were started with this one, which is their leader."""
+    from spool.launcher import ranks
+
+    here, post = owners.here(), ranks.post_office()
+    met = ranks.gather(post)
+    told = [(here.host, here.boot, own), *((one.host, one.boot, one.node) for one in met)]
+    nodes = shared_out(told) if size.cores is None else [node for _, _, node in told]
+    nodes = [_named(node, host, granted) for node, (host, _, _) in zip(nodes, told, strict=True)]
+    boots = Counter(boot for _, boot, _ in told)
+    marked = max(boots.values()) > 1
+    record = {**_record(granted), "boots": sorted(boots)}
+    with_ranks = ranks.Ranks(post, nodes, marked)
+    return Field(nodes, with_ranks, granted.system, "0" if marked else "", record)
+
+
+def _named(node: Node, host: str, granted: Allocation) -> Node:
+    place = _number(granted.nodes, host)
+    return replace(node, name=granted.nodes[place] if place >= 0 else node.name or host)
+
+
+def shared_out(told: Sequence[tuple[str, str, Node]]) -> list[Node]:
+    """The nodes of ranks, by host and boot: those on one machine get a part of it each."""
+    places: dict[tuple[str, str], list[int]] = {}
+    for number, (host, boot, _) in enumerate(told):
+        places.setdefault((host, boot), []).append(number)
+    nodes = [node for _, _, node in told]
+    for sharing in places.values():
+        for part, number in enumerate(sharing):
+            nodes[number] = _part(told[number][2], part, len(sharing))
+    return nodes
+
+
+def _part(node: Node, part: int, count: int) -> Node:
+    """One of `count` parts of a node; a core that is not enough for all is shared."""
+    if count == 1:
+        return node
+    cpus = node.cpus[part * len(node.cpus) // count : (part + 1) * len(node.cpus) // count]
+    gpus = node.gpus[part * len(node.gpus) // count : (part + 1) * len(node.gpus) // count]
+    lone = (node.cpus[part % len(node.cpus)],)
+    return replace(node, cpus=cpus or lone, gpus=gpus, memory_mb=node.memory_mb // count)
+
+
+def chosen(names: Sequence[str], choice: str) -> list[str]:
+    """The nodes that `--nodes` means: how many, from which to which, or their names.
+
+    Raises SpoolError.
+    """
+    if not choice:
+        return list(names)
+    if found := re.fullmatch(r"(\d+)(?:-(\d+))?", choice):
+        first, last = (int(found[1]), int(found[2])) if found[2] else (1, int(found[1]))
+        if not 1 <= first <= last <= len(names):
+            raise SpoolError(f"--nodes {choice}: this allocation has {len(names)} nodes")
+        return list(names[first - 1 : last])
+    try:
+        wanted = hosts.expand_hostlist(choice)
+    except ValueError as fault:
+        raise SpoolError(f"--nodes {choice}: {fault}") from None
+    if missing := [name for name in wanted if _number(names, name) < 0]:
+        listed = ", ".join(names[:8])
+        raise SpoolError(f"--nodes: {missing[0]} is not in this allocation, which has {listed}")
+    return [names[_number(names, name)] for name in wanted]
+
+
+def mpirun_of(place: Field, settings: Settings) -> mpirun.Flavour | None:
+    """The mpirun that starts tasks of several ranks here; looked for when first needed."""
+    return _found(settings.launcher_mpirun, place.system)
+
+
+@lru_cache
+def _found(setting: str, system: str) -> mpirun.Flavour | None:
+    return mpirun.find(setting, os.environ, system)

@@ -1,0 +1,293 @@
+"""starting - one launcher over the nodes of an allocation: who starts its ranks, and minds them.
+
+Owns   the words that start ranks or one launcher a node; starting again what died.
+Never  runs a task. It holds no lease, so whatever happens to it, the spool is whole.
+Fails  SpoolError: nothing here can start ranks, or none of what was tried works.
+
+Which srun or mpiexec belongs to the MPI that mpi4py uses cannot be read anywhere, and the wrong one
+starts silent singletons; so each is tried, with a program that tells how many ranks it sees.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from spool.errors import SpoolError
+from spool.launcher import mpirun
+from spool.launcher.run import clean_environment
+from spool.queue import files, layout, owner, processes
+from spool.queue.layout import State, Tree
+
+SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "PALS_SIZE", "MPI_LOCALNRANKS")
+TRY_S, SWEEP_S = 60.0, 30.0
+AGAIN_MOST = 10
+YOUNG_S = 30.0  # a launcher that dies sooner than that, twice, is not started again
+LEFT_S = 60.0  # of its time below which starting again is not worth it
+MPI_KINDS = ((), ("--mpi=pmi2",), ("--mpi=pmix",))
+NEEDED = {"SLURM_OVERLAP": "1", "SLURM_CPU_BIND": "none"} | {
+    f"{name}_ALLOW_RUN_AS_ROOT{more}": "1" for name in ("OMPI", "PRTE") for more in ("", "_CONFIRM")
+}
+Log = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One way to start a process on each of some nodes: `words` go before the program's."""
+
+    name: str
+    words: tuple[str, ...]
+
+
+def ranks_claimed(environment: Mapping[str, str]) -> int:
+    """How many ranks this process is one of, by its environment; 1 for none."""
+    for variable in SIZES:
+        if environment.get(variable, "").isdigit():
+            return int(environment[variable])
+    if "SLURM_STEP_ID" in environment and environment.get("SLURM_STEP_NUM_TASKS", "").isdigit():
+        return int(environment["SLURM_STEP_NUM_TASKS"])
+    return 1
+
+
+def ways(system: str, hosts: Sequence[str]) -> list[Way]:
+    """What may start ranks here, the likeliest first. hosts all "": so many on this machine."""
+    found: list[Way] = []
+    named = bool(hosts[0])
+    if system == "slurm" and named and shutil.which("srun"):
+        for kind in MPI_KINDS:
+            found.append(Way(" ".join(("srun", *kind)), _srun(hosts, kind)))
+    for flavour in mpiexecs():
+        if words := _mpiexec(flavour, hosts):
+            found.append(Way(f"{flavour.program} ({flavour.name})", words))
+    return found
+
+
+def _srun(hosts: Sequence[str], kind: Sequence[str]) -> tuple[str, ...]:
+    count = str(len(hosts))
+    words = ["srun", "--overlap", "-N", count, "-n", count, "--ntasks-per-node=1", "--mem=0"]
+    words += [f"--nodelist={','.join(hosts)}", "--cpu-bind=none", "--export=ALL", *kind]
+    return (*words, "--kill-on-bad-exit=1", "--wait=0")
+
+
+def _mpiexec(flavour: mpirun.Flavour, hosts: Sequence[str]) -> tuple[str, ...]:
+    count, listed = str(len(hosts)), ",".join(hosts)
+    if flavour.name in ("hydra", "intel"):
+        where = ("-hosts", listed, "-ppn", "1") if hosts[0] else ("-launcher", "fork")
+        return (flavour.program, *where, "-n", count)
+    if flavour.name == "openmpi":
+        seats = ",".join(f"{host}:1" for host in hosts)
+        where = ("--host", seats, "--map-by", "ppr:1:node") if hosts[0] else ("--oversubscribe",)
+        return (flavour.program, *where, "--bind-to", "none", "-n", count)
+    if flavour.name == "pals":
+        return (flavour.program, "--hosts", listed, "--ppn", "1", "-n", count, "--cpu-bind", "none")
+    return ()
+
+
+def mpiexecs() -> list[mpirun.Flavour]:
+    """Every mpiexec there is, on PATH and in Python's own folder, by the names they answer to."""
+    found: dict[str, mpirun.Flavour] = {}
+    for where in (os.environ.get("PATH", os.defpath), os.path.dirname(sys.executable)):
+        program = shutil.which("mpiexec", path=where) or shutil.which("mpirun", path=where)
+        if program is None or program in found:
+            continue
+        name, version = mpirun.recognise(mpirun.ask_version(program))
+        if name:
+            found[program] = mpirun.Flavour(name, program, version)
+    return list(found.values())
+
+
+def choose(system: str, hosts: Sequence[str], log: Log) -> Way:
+    """The first way whose ranks see each other, tried on two nodes. Raises SpoolError."""
+    said: list[str] = []
+    for full, tried in zip(ways(system, hosts), ways(system, hosts[:2]), strict=True):
+        if (answer := sizes_seen(tried)) == "2":
+            log(f"ranks are started by {full.name}")
+            return full
+        said.append(f"{full.name}: {answer}")
+    why = "; ".join(said) or "there is neither srun nor mpiexec here"
+    raise SpoolError(
+        f"no ranks can be started on {len(hosts)} nodes ({why})."
+        " Run: pip install mpi4py mpich, or spool launcher --per-node, or spool doctor"
+    )
+
+
+def sizes_seen(way: Way) -> str:
+    """How many ranks the ranks see that are started this way, or what went wrong."""
+    words = [*way.words, sys.executable, "-P", "-c", _PROBE]
+    try:
+        done = subprocess.run(
+            words,
+            env=clean_environment(dict(os.environ)) | NEEDED,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=TRY_S,
+        )
+    except subprocess.TimeoutExpired:
+        return f"hung for {TRY_S:.0f} s"
+    except OSError as fault:
+        return str(fault)
+    told = {line for line in done.stdout.split() if line.isdigit()}
+    if done.returncode == 0 and len(told) == 1:
+        return told.pop()
+    last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+    return last[:200]
+
+
+_PROBE = """
+import sys
+from mpi4py import MPI
+sys.stdout.write(f"{MPI.COMM_WORLD.size}\\n")
+"""
+
+
+class Minder:
+    """Starts one launcher's ranks, passes signals on, and starts it again should it be killed."""
+
+    def __init__(self, tree: Tree, system: str, hosts: Sequence[str], log: Log) -> None:
+        self.tree, self.system, self.log = tree, system, log
+        self.hosts = list(hosts)
+        self.child: subprocess.Popen[bytes] | None = None
+        self.told_to_stop = False
+
+    def run(self, words: Sequence[str], ends: float | None) -> int:
+        """Until it is over; the launcher's exit code. Raises SpoolError."""
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, self._pass_on)
+        short = 0
+        for _ in range(AGAIN_MOST):
+            begun = time.monotonic()
+            code = self._once(words)
+            if code in (0, 1, 2, 4) or self.told_to_stop:
+                return code
+            self._sweep()
+            short = short + 1 if time.monotonic() - begun < YOUNG_S else 0
+            if short > 1 or (ends is not None and ends - time.time() < LEFT_S):
+                break
+            self._leave_out_the_dead()
+            self.log(f"the launcher was killed (exit code {code}); starting it again")
+        raise SpoolError(
+            f"the launcher was killed (exit code {code}); its tasks are requeued by the next one"
+        )
+
+    def _once(self, words: Sequence[str]) -> int:
+        way = choose(self.system, self.hosts, self.log)
+        own = [sys.executable, "-P", "-m", "spool.cli", "--spool", self.tree.root, "launcher"]
+        whole = [*way.words, *own, *words, "--parent", str(os.getpid())]
+        environment = clean_environment(dict(os.environ)) | NEEDED
+        self.child = subprocess.Popen(whole, env=environment, stdin=subprocess.DEVNULL)
+        code = self.child.wait()
+        self.child = None
+        return 128 - code if code < 0 else code
+
+    def _pass_on(self, number: int, _frame: object) -> None:
+        self.told_to_stop = True
+        if self.child is not None:
+            with suppress(ProcessLookupError):
+                self.child.send_signal(number)
+
+    def _sweep(self) -> None:
+        """Kill on every node what the launchers that we started left; then say so."""
+        for name in self._launchers():
+            kill = [sys.executable, "-I", "-S", processes.__file__, "--kill", name]
+            if self._on_every_node(kill):
+                record = owner.read_record(self.tree, name)
+                grave = f"{self.tree.owner(name, layout.LAUNCHER)}"
+                files.replace(grave, owner.encoded({**record, "swept": True}))
+
+    def _launchers(self) -> list[str]:
+        """Those that we started, and that have not ended."""
+        here, found = owner.here(), []
+        for group in files.names(self.tree.state(State.RUNNING)):
+            record = owner.read_record(self.tree, group)
+            if record.get("started_by") == f"{here.host} {here.boot} {here.pid}":
+                found.append(group)
+        return found
+
+    def _on_every_node(self, words: Sequence[str]) -> bool:
+        """Run something once on each node; whether it went well on all."""
+        return all(code == 0 for code in run_on_each(self.system, self.hosts, words).values())
+
+    def _leave_out_the_dead(self) -> None:
+        """Go on without the nodes that no longer answer."""
+        answers = run_on_each(self.system, self.hosts, ["true"])
+        lost = [host for host, code in answers.items() if code != 0]
+        if lost and len(lost) < len(self.hosts):
+            self.log(f"going on without {', '.join(lost)}: no answer")
+            self.hosts = [host for host in self.hosts if host not in lost]
+
+
+def run_on_each(system: str, hosts: Sequence[str], words: Sequence[str]) -> dict[str, int]:
+    """The exit code of a command on each node; 255 where it could not be run in time."""
+    environment = clean_environment(dict(os.environ))
+    running = {}
+    for host in dict.fromkeys(hosts):
+        whole = [*on_node(system, host), *words]
+        try:
+            running[host] = subprocess.Popen(
+                whole,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+        except OSError:
+            continue
+    deadline = time.monotonic() + SWEEP_S
+    return {host: _code(running.get(host), deadline) for host in dict.fromkeys(hosts)}
+
+
+def _code(process: subprocess.Popen[bytes] | None, deadline: float) -> int:
+    if process is None:
+        return 255
+    try:
+        return process.wait(max(0.0, deadline - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        return 255
+
+
+def on_node(system: str, host: str) -> list[str]:
+    """The words that start a program once on one node: nothing for this machine."""
+    if not host or host.partition(".")[0] == os.uname().nodename.partition(".")[0]:
+        return []
+    if system == "slurm" and shutil.which("srun"):
+        words = ["srun", "--overlap", "-N", "1", "-n", "1", f"--nodelist={host}", "--mem=0"]
+        return [*words, "--cpu-bind=none", "--export=ALL", "--mpi=none", "--quiet"]
+    if shutil.which("ssh"):
+        return ["ssh", "-o", "BatchMode=yes", host]
+    for flavour in mpiexecs():
+        if words := list(_mpiexec(flavour, [host])):
+            return words
+    raise SpoolError(f"nothing here starts a program on {host}: no srun, ssh or mpiexec")
+
+
+def one_on_each(system: str, hosts: Sequence[str], words: Sequence[str], log: Log) -> int:
+    """Run one independent launcher on each node; 0 if all ended well, else the worst exit code."""
+    environment = clean_environment(dict(os.environ))
+    children = [
+        subprocess.Popen([*on_node(system, host), *words], env=environment, stdin=subprocess.DEVNULL)
+        for host in hosts
+    ]
+
+    def pass_on(number: int, _frame: object) -> None:
+        for child in children:
+            with suppress(ProcessLookupError):
+                child.send_signal(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, pass_on)
+    codes = []
+    for host, child in zip(hosts, children, strict=True):
+        codes.append(code := child.wait())
+        if code:
+            log(f"the launcher on {host} ended with exit code {code}")
+    return max(codes, key=abs, default=0)
