@@ -36,7 +36,7 @@ def test_the_template_shows_every_setting_with_its_default(tmp_path: Path) -> No
     shown = "\n".join(line for line in lines if not line.startswith("# spool"))
     assert config.load(written(tmp_path, shown)) == Settings()
     for name in Settings.__annotations__:
-        section, key = name.removesuffix("_s").split("_", 1)
+        section, key = name.removesuffix("_s").removesuffix("_mb").split("_", 1)
         assert f"[{section}]" in shown and f"\n{key} = " in shown
 
 

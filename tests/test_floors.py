@@ -52,7 +52,7 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     "matplotlib": ("report/picture.py",),
     "click": ("cli.py", "commands/"),
     "portalocker": ("queue/check.py", "service/"),
-    "mpi4py": (),
+    "mpi4py": ("launcher/post.py",),
     "msgspec": ("",),
 }
 """Each third-party library and its home; "" is everywhere."""

@@ -45,7 +45,7 @@ def test_one_core_or_cores_offered_twice_are_not_shared_out(cpus):
 
 
 def decided(shapes, *, rate=FAST, awake=BUSY, wishes=None):
-    ours = Hands(Tree("/nowhere"), FOUR, wishes or Wishes())
+    ours = Hands(Tree("/nowhere"), [FOUR], wishes or Wishes())
     ours.mind(100.0, rate, awake, shapes)
     return ours.lending
 
@@ -71,7 +71,7 @@ def test_cores_are_not_lent_by_an_idle_or_slow_launcher_nor_by_a_hand():
 
 
 def test_a_core_that_stays_busy_ends_the_try_and_the_next_one_waits():
-    ours = Hands(Tree("/nowhere"), FOUR, Wishes())
+    ours = Hands(Tree("/nowhere"), [FOUR], Wishes())
     found = []
     for now in (100.0, 100.25, 100.5, 105.0, 110.5):
         ours.mind(now, FAST, BUSY, {TINY})

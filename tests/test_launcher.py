@@ -216,7 +216,7 @@ def test_memory_and_gpus_are_given_once_and_what_never_fits_is_left_with_the_rea
         spool.submit(["true"], ranks_per_node=2, **common).id: "need several ranks",
     }
     words = ("--cores", "4", "--no-pin", "--memory", "1G", "--gpus", "1")
-    told = launch(tree, *words, "--workflow", "w", "--requires", "ib")
+    told = launch(tree, *words, "--mode", "serial", "--workflow", "w", "--requires", "ib")
     assert most_at_once(tree, memory) == most_at_once(tree, gpus) == 1
     for task_id, reason in left.items():
         assert where(tree, task_id).startswith("READY/")

@@ -6,7 +6,8 @@ import pytest
 from crashing import start_owner
 
 from spool.launcher import picker
-from spool.launcher.nodes import Node, Room
+from spool.launcher.book import Book
+from spool.launcher.nodes import Node
 from spool.launcher.picker import Picker, Wishes
 from spool.queue import files, shape
 from spool.queue.claim import Claimer
@@ -22,8 +23,7 @@ class Backlog:
     def __init__(self, tree: Tree) -> None:
         self.tree = tree
         self.owner = start_owner(tree)
-        self.picker = Picker(Claimer(self.owner, seed=1), NODE, Wishes(), 0.0)
-        self.room = Room(NODE)
+        self.picker = Picker(Claimer(self.owner, seed=1), Book([NODE]), Wishes(), 0.0)
         self.held: list = []
 
     def ready(self, lane: str, count: int = 1) -> None:
@@ -34,13 +34,20 @@ class Backlog:
     def claims(self, limit: int = 100) -> list[str]:
         """The lanes of what is claimed now, in that order."""
         self.picker.claimer.refresh()
-        return [
-            name.split(".")[0].rpartition("-")[0]
-            for name in self.picker.claim(self.room, self.held, limit)
-        ]
+        found = []
+        for name, wanted in self.picker.claim(self.held, limit):
+            found.append(name.split(".")[0].rpartition("-")[0])
+            if self.picker.book.take(wanted) is None:
+                self.held.append((name, wanted))
+        self.held.clear()
+        return found
+
+    def empties(self, node: Node = NODE) -> None:
+        """Nothing runs any more, on a node like this one."""
+        self.picker.book = Book([node])
 
     def runs(self, lane: str) -> None:
-        assert self.room.take(shape.parse(f"{lane}@{SHARD}")[0])
+        assert self.picker.book.take(shape.parse(f"{lane}@{SHARD}")[0])
 
 
 @pytest.fixture
@@ -80,7 +87,7 @@ def test_room_is_kept_for_the_tired_but_only_what_they_need(
     backlog.ready("p9.c1.g1", 3)
     backlog.ready("c1", 3)
     assert backlog.claims() == []  # the one core that is free is kept, as the GPU will be
-    backlog.room = Room(Node((0, 1, 2), ("0",), 1000))
+    backlog.empties(Node((0, 1, 2), ("0",), 1000))
     backlog.runs("c1.g1")
     assert backlog.claims() == ["c1"]
 
@@ -88,12 +95,16 @@ def test_room_is_kept_for_the_tired_but_only_what_they_need(
 def test_a_tired_wide_task_is_served_before_its_equals(backlog: Backlog) -> None:
     backlog.runs("c1")
     backlog.ready("c2.t1m")
-    backlog.ready("c1.t2m", 3)  # longer, hence first among equals
+    backlog.ready("c1.t2m", 3)
     assert backlog.claims(2) == ["c1-t2m"]
     wide = shape.parse(f"c2.t1m@{SHARD}")[0]
     backlog.picker.waiting_since[wide] -= picker.PATIENCE_S + 1
-    assert backlog.claims(2) == ["c1-t2m"]  # only now is it seen to have waited so long
-    assert backlog.claims(2) == []
-    backlog.room = Room(NODE)
+    backlog.empties()
+    backlog.runs("c1")
+    assert backlog.claims(2) == []  # the free core is kept
+    backlog.empties()
     assert backlog.claims(1) == ["c2-t1m"]
+    backlog.ready("c2.t1m")
+    backlog.empties()
+    backlog.runs("c1")
     assert backlog.claims(1) == ["c1-t2m"]  # its patience begins anew

@@ -207,8 +207,9 @@ def test_priority_comes_first_then_the_oldest_hour_then_the_longest() -> None:
         assert sorted(lanes[turn:] + lanes[:turn], key=shape.order) == lanes
 
 
-def test_lanes_of_one_hour_are_equal_but_for_their_length() -> None:
-    assert shape.order("c1@26112214-00") == shape.order("c8.g1@26112214-zz")
+def test_of_lanes_of_one_hour_the_widest_comes_first_and_gpus_do_not_matter() -> None:
+    assert shape.order("c8@26112214-00") == shape.order("r2.c4.g1@26112214-zz")
+    assert shape.order("n2.c8@26112214-00") < shape.order("c8.t1d@26112214-00")
 
 
 # -- tokens --------------------------------------------------------------------------------------

@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 @shared.as_json
 @click.pass_context
 def launcher_command(
-    ctx: click.Context, time_limit: str | None, quiet: bool, as_json: bool, **said: Any
+    ctx: click.Context, /, time_limit: str | None, quiet: bool, as_json: bool, **said: Any
 ) -> None:
     """Claim tasks and run them, as many at once as cores, GPUs and memory allow.
 

@@ -145,7 +145,7 @@ class Book:
     def _next(self, number: int, shape: Shape, ours: bool, allows: Allows | None) -> int:
         """The first node from `number` on that has room for a task's part; -1: none."""
         wanted, at = needs(shape), number
-        while 0 <= (at := self._first(at, wanted)):
+        while (at := self._first(at, wanted)) >= 0:
             if self.rooms[at].count(shape) and (allows is None or allows(at)):
                 break
             at += 1

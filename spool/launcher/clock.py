@@ -9,8 +9,8 @@ launcher is charged for every moment that it keeps its nodes waiting, and for no
 from __future__ import annotations
 
 import time
-from contextlib import contextmanager
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 _ahead = 0.0
 
@@ -29,6 +29,17 @@ def jump(seconds: float) -> None:
     """Let virtual time pass at once: a simulated wait, or a disk's latency."""
     global _ahead
     _ahead += seconds
+
+
+def ahead() -> float:
+    """Seconds that virtual time is ahead of the machine's."""
+    return _ahead
+
+
+def reset() -> None:
+    """Back to the machine's time."""
+    global _ahead
+    _ahead = 0.0
 
 
 @contextmanager

@@ -29,6 +29,7 @@ from spool.queue.layout import State
 from spool.queue.owner import Owner
 from spool.queue.place import Place
 from spool.queue.shape import Shape
+from spool.queue.tasks import Task
 
 
 class Started(Enum):
@@ -110,7 +111,7 @@ class Crew:
         self.stops.watch(running)
         return Started.RUNS
 
-    def _admissible(self, task_id: str, shape: Shape) -> claim.Task | None:
+    def _admissible(self, task_id: str, shape: Shape) -> Task | None:
         """A claimed task as read, if it is to be run as its lane says; else it is sent on."""
         if layout.parse_id(task_id) is None:
             claim.reject(self.owner, task_id, "bears no task id; drop it into CREATED instead")

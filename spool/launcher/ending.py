@@ -16,7 +16,6 @@ from spool.launcher.run import Running
 from spool.queue import claim, files, history, layout
 from spool.queue.owner import Owner
 from spool.queue.place import Place
-from spool.queue.tasks import Task
 
 REPLACED = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO)
 """What opening a history answers that its program removed, or put something else in its place."""

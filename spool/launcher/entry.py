@@ -16,7 +16,7 @@ from typing import Any
 from spool import config
 from spool.config import Settings
 from spool.errors import LeaseLost, SpoolError
-from spool.launcher import allocation, field, starting
+from spool.launcher import allocation, clock, field, starting
 from spool.launcher.allocation import Allocation
 from spool.launcher.field import Field, Size
 from spool.launcher.loop import Launcher
@@ -51,9 +51,7 @@ class Wanted:
     quiet: bool = False
 
 
-def launch(
-    tree: Tree, settings: Settings, wanted: Wanted, show: Any, say: Say
-) -> Launcher | int:
+def launch(tree: Tree, settings: Settings, wanted: Wanted, show: Any, say: Say) -> Launcher | int:
     """Run it: the launcher that ran here, else the exit code of those that were started."""
     if wanted.wishes.hand_of:
         node = field.own_node(wanted.size, config.Settings(), Allocation(""))
@@ -61,7 +59,10 @@ def launch(
     if wanted.simulate:
         from spool.launcher import simulate
 
-        return _run(tree, settings, simulate.field_of(wanted.simulate), wanted, show)
+        try:
+            return _run(tree, settings, simulate.field_of(wanted.simulate), wanted, show)
+        finally:
+            clock.reset()
     granted = allocation.find(os.environ)
     for complaint in granted.complaints if not wanted.parent else ():
         say(complaint)
@@ -156,14 +157,15 @@ def _as_rank(
     say: Say,
 ) -> Launcher | int:
     """One of several processes that mpiexec or srun started together."""
-    from spool.launcher import ranks
+    from spool.launcher import post as posts
+    from spool.launcher.rank import Rank
 
-    post = ranks.meet(claimed)
+    post = posts.meet(claimed)
     own = field.own_node(wanted.size, settings, granted)
     try:
         one: Launcher | int = 0
         if post.rank:
-            ranks.Rank(post, tree, settings, own, config.trusted_users()).run()
+            Rank(post, tree, settings, own, config.trusted_users()).run()
         else:
             place = field.over_ranks(own, wanted.size, granted)
             one = _run(tree, settings, place, wanted, show)

@@ -20,8 +20,12 @@ from spool.config import Settings
 from spool.errors import SpoolError
 from spool.launcher import hosts, mpirun
 from spool.launcher.allocation import Allocation
+from spool.launcher.crew import Crew
 from spool.launcher.nodes import Node, this_node
+from spool.launcher.picker import Wishes
+from spool.launcher.run import Starter
 from spool.queue import owner as owners
+from spool.queue.owner import Owner
 
 if TYPE_CHECKING:  # mpi4py starts MPI when it is imported, so only a launcher with ranks does
     from spool.launcher.ranks import Ranks
@@ -49,7 +53,45 @@ class Field:
     system: str = ""
     mark: str = ""
     record: dict[str, Any] = field(default_factory=dict)
-    crew: Callable[..., Any] | None = None
+    crew: Callable[[Owner], Any] | None = None
+
+    def told(self) -> dict[str, Any]:
+        """What launcher.json says of it."""
+        return {
+            "cores": sum(len(node.cpus) for node in self.nodes),
+            "gpus": list(self.nodes[0].gpus),
+            "memory_mb": sum(node.memory_mb for node in self.nodes),
+            "nodes": len(self.nodes),
+            **self.record,
+        }
+
+    def no_mpi(self, settings: Settings) -> str:
+        """Why no task of several ranks can run here, "" if they can."""
+        try:
+            found = self.crew or mpirun_of(self, settings)
+        except SpoolError as fault:
+            return f"need several ranks, and {fault}"
+        return "" if found else "need several ranks, and there is no mpirun here"
+
+    def new_crew(
+        self,
+        owner: Owner,
+        settings: Settings,
+        wishes: Wishes,
+        trusted: frozenset[int],
+        log: Callable[[str], None],
+    ) -> Any:
+        """The crew of the launcher's own node, which starts all mpiruns too."""
+        if self.crew:
+            return self.crew(owner)
+        starter = Starter(
+            owner,
+            pin=wishes.pin and not any(node.shared for node in self.nodes),
+            hide_gpus=bool(self.nodes[0].gpus),
+            hosts=[node.name for node in self.nodes],
+            mpirun=lambda: mpirun_of(self, settings),
+        )
+        return Crew(owner, starter, trusted, log, self.mark)
 
 
 def own_node(size: Size, settings: Settings, granted: Allocation) -> Node:
@@ -104,9 +146,10 @@ def _record(granted: Allocation) -> dict[str, Any]:
 
 def over_ranks(own: Node, size: Size, granted: Allocation) -> Field:
     """The nodes of the ranks that were started with this one, which is their leader."""
+    from spool.launcher import post as posts
     from spool.launcher import ranks
 
-    here, post = owners.here(), ranks.post_office()
+    here, post = owners.here(), posts.post_office()
     met = ranks.gather(post)
     told = [(here.host, here.boot, own), *((one.host, one.boot, one.node) for one in met)]
     nodes = shared_out(told) if size.cores is None else [node for _, _, node in told]

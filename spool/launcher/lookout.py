@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from spool.launcher import allocation
 from spool.queue import advance, files, takeover
 from spool.queue.admit import Door
 from spool.queue.owner import Owner
@@ -25,7 +26,7 @@ class Lookout:
     def __init__(self, owner: Owner, trusted: frozenset[int], log: Callable[[str], None]) -> None:
         self.owner, self.trusted, self.log = owner, trusted, log
         self.door = Door(owner, trusted)
-        self.observer = takeover.Observer(owner)
+        self.observer = takeover.Observer(owner, over=allocation.is_over)
         self.looked = self.undecided = False
         self._watched_at = self._swept_at = 0.0
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import signal
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import Any
 
@@ -26,21 +26,20 @@ from spool.config import Settings
 from spool.errors import FileSystemFault, LeaseLost, SpoolError
 from spool.launcher import asked, clock
 from spool.launcher.batch import WAKE, Batch
-from spool.launcher.book import Book, Grants
+from spool.launcher.book import Book
 from spool.launcher.chore import Chore
-from spool.launcher.crew import Crew, Report, Started
-from spool.launcher.field import Field, mpirun_of
+from spool.launcher.crew import Report
+from spool.launcher.field import Field
+from spool.launcher.gate import Gate
 from spool.launcher.hands import Hands
 from spool.launcher.lookout import Lookout
-from spool.launcher.nodes import Node
 from spool.launcher.picker import Held, Picker, Wishes
-from spool.launcher.run import Starter
-from spool.queue import advance, claim, faults, files, layout, shape, watch
+from spool.launcher.places import Places
+from spool.queue import advance, claim, files, layout, watch
 from spool.queue.claim import Claimer
 from spool.queue.journal import Journal
-from spool.queue.layout import State, Tree
+from spool.queue.layout import Tree
 from spool.queue.owner import Owner
-from spool.queue.place import Place
 from spool.queue.shape import Shape
 
 TICK_S = 1.0
@@ -73,14 +72,13 @@ class Launcher:
         self.show = show
         self.signals = set(SIGNALS)
         self.counts: Counter[str] = Counter()
-        self.started = 0
         self.book = Book(field.nodes)
         self.claimed: deque[Held] = deque()
         self.draining = self.interrupting = self.nothing_to_claim = False
         self.slept_s, self.counted = 0.0, 0
-        self.began = self.busy_at = self.start_at = clock.now()
+        self.began = self.busy_at = clock.now()
         self.ends_at = self.began + wishes.time_limit_s if wishes.time_limit_s else 0.0
-        self.tick_at = self.paused_until = self.pace_at = self.mpirun_at = 0.0
+        self.tick_at = self.paused_until = self.pace_at = 0.0
         self.last_word = ""
 
     # -- from the first heartbeat to the last ----------------------------------------------------
@@ -110,10 +108,17 @@ class Launcher:
     def _open(self) -> None:
         self.trusted = config.trusted_users()
         self.owner = Owner.start(self.tree, self.settings, "launcher", **self._record())
-        self.crew = self._new_crew()
+        self.crew = self.field.new_crew(
+            self.owner, self.settings, self.wishes, self.trusted, self.log
+        )
         self.hands = Hands(self.tree, self.field.nodes, self.wishes)
+        if self.field.crew:
+            self.hands.parts = []  # what is only simulated, no hand could run
         self.picker = Picker(Claimer(self.owner), self.book, self.wishes, self.ends_at)
-        self.picker.no_mpi = self._no_mpi
+        self.picker.no_mpi = lambda: self.field.no_mpi(self.settings)
+        hosts = [node.name or self.owner.record["host"] for node in self.field.nodes]
+        self.gate = Gate(self.owner, self.wishes.tags, hosts)
+        self.picker.may = self.gate.may
         self.lookout = Lookout(self.owner, self.trusted, self.log)
         self.journal = Journal(self.tree, self.owner.name)
         self.batch = Batch(self.owner, self.settings.launcher_sync)
@@ -121,43 +126,20 @@ class Launcher:
         self.chores = Chore(self.lookout.look, WAKE)
         self.ranks = self.field.ranks
         if self.ranks:
-            self.ranks.open(self.owner, self.book, self.wishes)
+            self.ranks.open(self.owner, self.book, self.wishes, self.gate.give)
             self.picker.ahead = self.ranks.may_follow
+        self.places = Places(self.owner, self.book, self.gate, self.crew, self.ranks)
         self.slice = SLICE if len(self.field.nodes) == 1 else SLICE_FAR
-        opened = {**self.owner.record, "time": self._stamp(), "what": "opened"}
-        self.journal.note(opened)
+        self.journal.note({**self.owner.record, "time": self._stamp(), "what": "opened"})
 
     def _record(self) -> dict[str, Any]:
-        nodes = self.field.nodes
         return {
-            "cores": sum(len(node.cpus) for node in nodes),
-            "gpus": list(nodes[0].gpus),
-            "memory_mb": sum(node.memory_mb for node in nodes),
-            "nodes": len(nodes),
+            **self.field.told(),
             "features": sorted(self.wishes.features),
             "hand_of": self.wishes.hand_of,
             "ends": clock.epoch() + self.wishes.time_limit_s if self.ends_at else None,
             "dead_s": self.settings.lease_dead_s,
-            **self.field.record,
         }
-
-    def _new_crew(self) -> Crew:
-        if self.field.crew:
-            return self.field.crew(self.owner)
-        shared = any(node.shared for node in self.field.nodes)
-        starter = Starter(
-            self.owner,
-            pin=self.wishes.pin and not shared,
-            hide_gpus=bool(self.field.nodes[0].gpus),
-            hosts=[node.name for node in self.field.nodes],
-            mpirun=lambda: mpirun_of(self.field, self.settings),
-        )
-        return Crew(self.owner, starter, self.trusted, self.log, self.field.mark)
-
-    def _no_mpi(self) -> str:
-        if mpirun_of(self.field, self.settings) is None:
-            return "need several ranks, and there is no mpirun here"
-        return ""
 
     def _stamp(self) -> str:
         return units.stamp(clock.epoch())
@@ -211,7 +193,7 @@ class Launcher:
         """Bring home what ended; what a full disk refuses is left to a taker."""
         try:
             while self.claimed:
-                self._give_back(*self.claimed[0])
+                self.places.give_back(*self.claimed[0])
                 self.claimed.popleft()
             self._record_ends()
             self.batch.drain()
@@ -223,6 +205,11 @@ class Launcher:
         if self.ranks:
             self.ranks.abandon()
         self.bell.close()
+
+    @property
+    def started(self) -> int:
+        """How many tasks were started."""
+        return self.places.started
 
     def log(self, text: str) -> None:
         """A line in launchers/OWNER/log, and the last word of the live line."""
@@ -240,23 +227,18 @@ class Launcher:
 
     def _collect(self) -> None:
         """Take back the room of what has ended, here and on other nodes."""
-        for running in self.crew.reap(self._other_child):
-            self.book.give(running.grants)
+        if self.places.collect(self._other_child):
             self._was_busy()
         if self.ranks:
             for report in self.ranks.receive(self.log):
                 self._note_end(report, durable=True)
                 self._was_busy()
             for task_id, wanted in self.ranks.given_back():
-                self._give_back(task_id, wanted)
+                self.places.give_back(task_id, wanted)
 
     def _was_busy(self) -> None:
         self.busy_at = clock.now()
         self.nothing_to_claim = False
-
-    def _other_child(self, pid: int, status: int) -> None:
-        if pid in self.hands.lent:
-            self._take_back(pid, status)
 
     def _record_ends(self) -> None:
         """Write how tasks ended, after their slots were filled anew; on a full disk, later."""
@@ -296,41 +278,19 @@ class Launcher:
 
     def _start(self, task_id: str, wanted: Shape) -> bool:
         """Start a claimed task if there is room; False: it is still only claimed."""
-        if wanted.mpi and not self._may_start_mpirun():
-            return False
-        if (grants := self.book.take(wanted)) is None:
-            return False
-        if self.ranks and grants[0].node and not wanted.mpi:
-            self.ranks.start(task_id, wanted, grants)
-        elif not self._start_here(task_id, wanted, grants):
-            return False
-        self.started += 1
-        self.busy_at = self.start_at = clock.now()
-        return True
-
-    def _start_here(self, task_id: str, wanted: Shape, grants: Grants) -> bool:
-        """False: not now, the machine or the disk refuses."""
         try:
-            what = self.crew.start(task_id, wanted, grants)
+            dealt_with = self.places.start(task_id, wanted)
         except (FileSystemFault, OSError) as fault:
-            self.book.give(grants)
             self._pause(fault)
             return False
-        if what is not Started.RUNS:
-            self.book.give(grants)
-        return True
-
-    def _may_start_mpirun(self) -> bool:
-        """Whether another mpirun may be started now: they are started one by one, not in a rush."""
-        now = clock.now()
-        if self.picker.mpiruns <= 0 or now < self.mpirun_at:
-            return False
-        self.mpirun_at = now + self.settings.launcher_mpirun_every_s
-        return True
+        self.busy_at = clock.now() if dealt_with else self.busy_at
+        return dealt_with
 
     def _claim_more(self) -> int:
         """Claim a slice; how many."""
-        if self.draining or len(self.claimed) >= self.picker.ahead_low or self.nothing_to_claim:
+        if self.draining or self.nothing_to_claim:
+            return 0
+        if len(self.claimed) >= self.picker.ahead_low and self.book.kept_for is None:
             return 0
         if clock.now() < self.paused_until:
             return 0
@@ -338,7 +298,8 @@ class Launcher:
             return 0
         if not self.picker.claimer.lanes:
             self.picker.claimer.refresh()
-        self.picker.mpiruns = self.settings.launcher_mpiruns - self.crew.mpiruns
+        self.picker.suits = self.gate.suits if self.gate.looks else None
+        self.picker.mpiruns = self.places.mpiruns_left
         count = 0
         for task_id, wanted in self.picker.claim(self.claimed, self.slice):
             self._receive(task_id, wanted)
@@ -356,10 +317,10 @@ class Launcher:
         if layout.parse_id(task_id) is None:
             claim.reject(self.owner, task_id, "bears no task id; drop it into CREATED instead")
             return
-        if not self.claimed and not self.hands.lending and self._start(task_id, wanted):
+        first = not self.claimed or wanted == self.book.kept_for
+        if first and not self.hands.lending and self._start(task_id, wanted):
             return
-        if self.ranks and not wanted.mpi and self.ranks.follow(task_id, wanted):
-            self.started += 1
+        if self.places.follow(task_id, wanted):
             return
         above = bool(self.claimed) and wanted.priority > self.claimed[-1][1].priority
         self.claimed.append((task_id, wanted))
@@ -367,11 +328,6 @@ class Launcher:
             ordered = sorted(self.claimed, key=lambda entry: -entry[1].priority)
             self.claimed.clear()
             self.claimed.extend(ordered)
-
-    def _give_back(self, task_id: str, wanted: Shape) -> None:
-        """Return a claimed task that never started to its lane: no line is written."""
-        lane = shape.lane(wanted, layout.shard_of(task_id))
-        claim.hand_on(self.owner, task_id, Place(State.READY, lane))
 
     def _move_some(self) -> int:
         """Move a slice of ended tasks; begin a sync at once when slots are idle."""
@@ -395,8 +351,7 @@ class Launcher:
         self.tick_at = now + TICK_S
         self.owner.beat_if_due()
         self.crew.beat()
-        if self.ranks:
-            self.ranks.beat(now)
+        self.places.beat(now, self.log)
         self._answer_requests()
         if not self.draining and now >= self.paused_until:
             if not self.wishes.hand_of:  # whose hand we are looks around for us
@@ -422,7 +377,7 @@ class Launcher:
 
     def _answer(self, verb: str, task_id: str, said: dict[str, Any]) -> str:
         """Do what was asked of a task we have; why it was not possible, if it was not."""
-        why = self.crew.answer(verb, task_id, said)
+        why: str | None = self.crew.answer(verb, task_id, said)
         if why is None and self.ranks and self.ranks.ask(verb, task_id, said):
             return ""  # its rank answers, and says so if it cannot be done
         if why is not None:
@@ -430,13 +385,13 @@ class Launcher:
         for held in self.claimed:
             if held[0] == task_id:
                 self.claimed.remove(held)
-                return self.crew.settle(verb, task_id, said)
+                return str(self.crew.settle(verb, task_id, said))
         return ""
 
     def _tell_why(self, now: float) -> None:
         """Every ten seconds without a start, why nothing of what is ready starts."""
-        if now - self.start_at >= TELL_WHY_S and self.picker.claimer.lanes:
-            self.start_at = now
+        if now - self.places.start_at >= TELL_WHY_S and self.picker.claimer.lanes:
+            self.places.start_at = now
             self.log(self.picker.tally())
 
     def _mind_the_time(self, now: float) -> None:
@@ -478,18 +433,24 @@ class Launcher:
         if not self.book.idle:
             return False
         self.hands.lend(self.book, self.ends_at)
-        self.crew.children.ours.update(self.hands.lent)
-        self.crew.starter.confine(self.hands.kept())
-        if self.hands.lent:
-            self.log(f"lent cores to {len(self.hands.lent)} hands")
+        self._share_with(self.hands.lent)
         return True
 
-    def _take_back(self, pid: int, status: int) -> None:
-        """A hand has ended: its cores are ours again, and what it did counts as ours."""
+    def _share_with(self, hands: Collection[int]) -> None:
+        """These are our hands now, and our cores those that they do not have."""
+        self.crew.children.ours.update(hands)
+        self.crew.starter.confine(self.hands.kept())
+        if hands:
+            self.log(f"lent cores to {len(hands)} hands")
+
+    def _other_child(self, pid: int, status: int) -> None:
+        """A child that is no task has ended: if it is a hand, its cores are ours again."""
+        if pid not in self.hands.lent:
+            return
         grants, counts = self.hands.returned(pid, status)
         self.crew.children.ours.discard(pid)
         self.book.give(grants)
-        self.counts.update(counts)
+        self.counts.update(counts)  # what it did counts as ours
         self._was_busy()
         self.crew.starter.confine(self.hands.kept())
         if not self.hands.lent:
@@ -503,8 +464,8 @@ class Launcher:
             self.bell.hang()
         asleep_at = clock.now()
         wait_s = min(self.tick_at, self.crew.due_at) - asleep_at
-        if self.claimed and self.mpirun_at > asleep_at:
-            wait_s = min(wait_s, self.mpirun_at - asleep_at)
+        if self.claimed and self.places.mpirun_at > asleep_at:
+            wait_s = min(wait_s, self.places.mpirun_at - asleep_at)
         if self.ranks:
             wait_s = min(wait_s, self.ranks.flush())
         got = self.crew.sleep(self.signals, max(0.0, wait_s))

@@ -12,7 +12,7 @@ import msgspec
 from spool.launcher.nodes import Node
 
 
-class Message(msgspec.Struct, frozen=True, array_like=True, tag=str.lower):
+class Message(msgspec.Struct, array_like=True, tag=str.lower):
     """One thing said."""
 
 

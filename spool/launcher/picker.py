@@ -47,7 +47,8 @@ class Picker:
     rate is how many tasks were lately started a second, mpiruns how many more may be started now:
     set them as they change. no_mpi says why no task of several ranks can run here, "" if they can;
     it is asked when the first of them is met. suits looks at a task before it is claimed; ahead
-    overrules how many tasks of a shape that does not fit now may be claimed ahead.
+    overrules how many tasks of a shape that does not fit now may be claimed ahead; may says
+    whether the limits of spool.toml let another one run.
     """
 
     def __init__(self, claimer: Claimer, book: Book, wishes: Wishes, ends_at: float) -> None:
@@ -60,6 +61,7 @@ class Picker:
         self.no_mpi: Callable[[], str] = lambda: "need several ranks, and there is no mpirun"
         self.suits: Suits | None = None
         self.ahead: Callable[[Shape], int] | None = None
+        self.may: Callable[[Shape], bool] = lambda shape: True
         self.refused: Counter[str] = Counter()
         self.waiting_since: dict[Shape, float] = {}
         self.tired: set[Shape] = set()
@@ -101,7 +103,9 @@ class Picker:
         self._narrow()
         for task_id in self.claimer.take(self._wants, limit, self.suits):
             yield task_id, self._last
-            if self._plan is not self.book and self._plan.take(self._last) is None:
+            if self._plan is self.book:
+                self._ahead -= self._comes_ahead
+            elif self._plan.take(self._last) is None:
                 self._ahead -= 1
 
     def _beyond(self, held: Collection[Held]) -> Book:
@@ -116,18 +120,22 @@ class Picker:
         return plan
 
     def _wants(self, shape: Shape) -> int:
-        self._last = shape
+        self._last, self._comes_ahead = shape, False
         if reason := self.why_not(shape, clock.now()):
             self.refused[reason] += 1
             return 0
         if shape.mpi and self.mpiruns <= 0:
             self.refused["waiting for an mpirun to end"] += 1
             return 0
+        if not self.may(shape):
+            self.refused["waiting for a limit of spool.toml"] += 1
+            return 0
         if fitting := self._plan.count(shape, self.mpiruns if shape.mpi else self._limit):
             self.waiting_since.pop(shape, None)
             self.tired.discard(shape)
             return fitting
         if ahead := self._may_come_ahead(shape):
+            self._comes_ahead = True
             return ahead
         self.refused["waiting for room"] += 1
         if self._is_tired(shape):

@@ -1,10 +1,8 @@
-"""ranks - one launcher over many nodes: its first rank claims, the others run (mpi4py).
+"""ranks - one launcher over many nodes, the leader's side: its first rank claims, the others run.
 
-Owns   everything said between the leader and its ranks; the only import of mpi4py.
-Never  waits inside MPI: a blocking call would spin on a core that belongs to a task, so both sides
-       look whether something has come, and sleep in between.
-Fails  SpoolError: the MPI world is not the one that was asked for. LeaseLost on a rank: the leader
-       was silent too long, or our tasks were taken over.
+Owns   what the leader knows of its ranks: who has which task, where room gets free.
+Never  waits, but for the ranks to report at the start and to leave at the end.
+Fails  SpoolError: a rank did not report at the start.
 
 Orders and reports are gathered and go out as one message a turn. A rank starts a task where it is
 told to, writes its lines itself and makes its results durable before it reports them, so a dead
@@ -14,119 +12,30 @@ in the room of the first task of their shape that ends, without asking.
 
 from __future__ import annotations
 
-import os
-import signal
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import msgspec
 
-try:
-    import mpi4py
-
-    mpi4py.rc.thread_level = "funneled"
-    from mpi4py import MPI
-except (ImportError, RuntimeError) as fault:
-    from spool.errors import SpoolError
-
-    raise SpoolError(
-        f"MPI cannot be used here: {fault}. Run: pip install mpi4py mpich, or use --per-node"
-    ) from None
-
-from spool.config import Settings
-from spool.errors import FileSystemFault, LeaseLost, SpoolError
+from spool.errors import SpoolError
 from spool.launcher import clock, orders
-from spool.launcher.batch import WAKE, Batch
 from spool.launcher.book import Book, Grants
-from spool.launcher.crew import Crew, Report, Started
-from spool.launcher.nodes import Grant, Node
+from spool.launcher.crew import Report
+from spool.launcher.nodes import Node
 from spool.launcher.orders import Order, Said
 from spool.launcher.picker import AHEAD_S, Wishes
-from spool.launcher.run import Running, Starter
-from spool.queue import owner as owners
+from spool.launcher.post import POLL_LONGEST_S, Post
 from spool.queue import shape as shapes
-from spool.queue.layout import State, Tree
+from spool.queue.layout import State
 from spool.queue.owner import Owner
 from spool.queue.place import Place
 from spool.queue.shape import Shape
 
-TAG = 7
 MEET_S = 120.0  # in which all ranks of a launcher must have reported
 BEAT_S = 5.0
 PARTING_S = 30.0
-POLL_SHORTEST_S, POLL_LONGEST_S = 0.0005, 0.02
-RETRY_S = 5.0
-SIGNALS = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, WAKE}
-
-
-class Post:
-    """Messages to and from other ranks, gathered; nothing here ever blocks."""
-
-    def __init__(self) -> None:
-        self.comm = MPI.COMM_WORLD
-        self.rank, self.size = self.comm.rank, self.comm.size
-        self.waiting: dict[int, list[Any]] = {}
-        self._under_way: deque[tuple[Any, bytes]] = deque()
-        self.poll_s = POLL_SHORTEST_S
-
-    def add(self, rank: int, message: Any) -> None:
-        """Something to say, with the next `send`."""
-        self.waiting.setdefault(rank, []).append(message)
-
-    def send(self) -> None:
-        """Let all that was gathered go."""
-        if self.waiting:
-            self.poll_s = POLL_SHORTEST_S
-        for rank, messages in self.waiting.items():
-            raw = msgspec.msgpack.encode(messages)
-            self._under_way.append((self.comm.Isend([raw, MPI.BYTE], rank, TAG), raw))
-        self.waiting = {}
-        while self._under_way and self._under_way[0][0].Test():
-            self._under_way.popleft()
-
-    def received(self) -> Iterator[tuple[int, bytes]]:
-        """What has come: from whom, and the raw message."""
-        status, came = MPI.Status(), False
-        while self.comm.Iprobe(MPI.ANY_SOURCE, TAG, status):
-            raw = bytearray(status.Get_count(MPI.BYTE))
-            self.comm.Recv([raw, MPI.BYTE], status.source, TAG)
-            came = True
-            yield status.source, bytes(raw)
-        self.poll_s = POLL_SHORTEST_S if came else min(1.5 * self.poll_s, POLL_LONGEST_S)
-
-    def finish(self) -> None:
-        """Leave the MPI job, in which nobody may miss: it ends when all have come so far."""
-        MPI.Finalize()
-
-    def abort(self, code: int) -> None:
-        """End every process of this MPI job at once."""
-        self.comm.Abort(code)
-
-
-def meet(expected: int) -> Post:
-    """The MPI world, once it is sure that it has `expected` ranks. Raises SpoolError."""
-    post = Post()
-    if post.size != expected:
-        raise SpoolError(
-            f"this is one of {expected} processes that were started together, but its MPI library"
-            f" says {post.size}: mpiexec and mpi4py belong to different MPIs"
-            f" ({MPI.Get_library_version().split(chr(10))[0].strip()}). Run: spool doctor"
-        )
-    _offices.append(post)
-    return post
-
-
-_offices: list[Post] = []
-
-
-def post_office() -> Post:
-    """The one that `meet` opened."""
-    return _offices[0]
-
-
-# -- the leader ----------------------------------------------------------------------------------
 
 
 class Ranks:
@@ -149,9 +58,9 @@ class Ranks:
         self._back: list[tuple[str, Shape]] = []
         self._beat_at = 0.0
 
-    def open(self, owner: Owner, book: Book, wishes: Wishes) -> None:
-        """Tell every rank whose tasks it runs, and on what."""
-        self.book, self.owner = book, owner
+    def open(self, owner: Owner, book: Book, wishes: Wishes, ended: Callable[[str], None]) -> None:
+        """Tell every rank whose tasks it runs, and on what; `ended` is told of each that ends."""
+        self.book, self.owner, self.ended = book, owner, ended
         for rank, node in enumerate(self.nodes[1:], 1):
             welcome = orders.Welcome(
                 owner.name, owner.record, node, wishes.pin, str(rank) if self.mark else ""
@@ -282,6 +191,7 @@ class Ranks:
         placed = self.placed[task_id]
         if placed.grants:
             self.book.give(placed.grants)
+            self.ended(task_id)
             self.shapes[placed.rank][placed.shape] -= 1
             placed.grants = ()
 
@@ -292,8 +202,9 @@ class Ranks:
         self._free(task_id)
         del self.placed[task_id]
 
-    def silent(self, now: float, dead_s: float) -> list[int]:
-        """Ranks newly known to be dead: not heard of for so long that their guard has struck."""
+    def silent(self, now: float) -> list[int]:
+        """Ranks newly known to be dead: not heard of for so long that their guards have struck."""
+        dead_s = self.owner.settings.lease_dead_s
         late = (r for r in range(1, len(self.nodes)) if now - self.heard[r] > dead_s)
         return [rank for rank in late if rank not in self.dead]
 
@@ -351,226 +262,3 @@ def gather(post: Post) -> list[orders.Hello]:
             raise SpoolError(f"ranks {missing} did not report within {MEET_S:.0f} s")
         time.sleep(post.poll_s)
     return [found[rank] for rank in sorted(found)]
-
-
-# -- a rank --------------------------------------------------------------------------------------
-
-
-class Rank:
-    """Runs on its node what the leader orders, until the leader lets it go."""
-
-    def __init__(self, post: Post, tree: Tree, settings: Settings, node: Node, trusted: frozenset[int]):
-        self.post, self.tree, self.settings, self.trusted = post, tree, settings, trusted
-        self.node = node
-        self.waiting: deque[tuple[str, Shape, Grants]] = deque()
-        self.followers: dict[Shape, deque[str]] = {}
-        self.shapes: dict[str, Shape] = {}
-        self.lines: dict[str, bytes] = {}
-        self.over = self.stopping = False
-        self.retry_at = self.tick_at = 0.0
-
-    def run(self) -> None:
-        """Until the leader says that it is over. Raises LeaseLost."""
-        old_mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        try:
-            self._join()
-            while not self.over:
-                self._turn()
-                self._wait()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, old_mask)
-
-    def _join(self) -> None:
-        """Say who we are; wait for the leader's answer."""
-        here = owners.here()
-        self.post.add(0, orders.Hello(here.host, here.boot, here.pid, self.node))
-        self.post.send()
-        deadline = time.monotonic() + MEET_S + BEAT_S
-        while not (came := [raw for _, raw in self.post.received()]):
-            if time.monotonic() > deadline:
-                raise SpoolError("the launcher's first rank did not answer")
-            time.sleep(self.post.poll_s)
-        welcome, *rest = orders.ordered(came[0])
-        assert isinstance(welcome, orders.Welcome)
-        self._open(welcome, here.host)
-        for order in rest:
-            self._obey(order)
-
-    def _open(self, welcome: orders.Welcome, host: str) -> None:
-        record = {**welcome.record, "host": host}
-        self.owner = Owner(self.tree, self.settings, welcome.owner, record)
-        node = welcome.node
-        starter = Starter(
-            self.owner,
-            pin=welcome.pin and not node.shared,
-            hide_gpus=bool(node.gpus),
-            node=str(self.post.rank),
-        )
-        self.crew = Crew(self.owner, starter, self.trusted, self._log, welcome.mark)
-        self.batch = Batch(self.owner, self.settings.launcher_sync, self._deliver)
-
-    def _turn(self) -> None:
-        try:
-            self._listen()
-            if not self.over:
-                self._work()
-        except LeaseLost:
-            self.crew.kill_everything()
-            raise
-        self.post.send()
-
-    def _listen(self) -> None:
-        for _, raw in self.post.received():
-            for order in orders.ordered(raw):
-                self._obey(order)
-
-    def _work(self) -> None:
-        for running in self.crew.reap(lambda pid, status: None):
-            self._hand_over(running)
-        now = clock.now()
-        if now >= self.retry_at:
-            self._retry()
-        self._record(now)
-        if now >= self.crew.due_at:
-            self.crew.mind(now)
-        if now >= self.tick_at:
-            self._tick(now)
-
-    def _record(self, now: float) -> None:
-        try:
-            if now >= self.retry_at:
-                for report in self.crew.reports():
-                    self.lines[report.task_id] = report.line
-                    self.batch.add(report.task_id, report.place)
-            self.batch.step(1000, now=not self.crew.running)
-        except (FileSystemFault, OSError) as fault:
-            self._pause(fault)
-
-    def _deliver(self, task_id: str, place: Place) -> None:
-        line = self.lines.pop(task_id)
-        self.post.add(0, orders.Ended(task_id, place.state, place.group, line))
-
-    def _tick(self, now: float) -> None:
-        self.tick_at = now + BEAT_S / 5
-        self.crew.beat()
-        if now - self.owner.last_beat >= self.settings.lease_fence_s:
-            raise LeaseLost(f"no word of the leader for {now - self.owner.last_beat:.0f} s")
-        self.post.add(0, orders.Alive(self.crew.stops.longest_grace_s))
-
-    # -- orders ----------------------------------------------------------------------------------
-
-    def _obey(self, order: Order) -> None:
-        match order:
-            case orders.Run():
-                grant = Grant(order.cpus, order.gpus, order.memory_mb)
-                self._start(order.task_id, shapes.read(order.shape), (grant,))
-            case orders.Follow():
-                self._follow(order.task_id, shapes.read(order.shape))
-            case orders.Ask():
-                self._answer(order)
-            case orders.Beat():
-                self.owner.last_beat = clock.now() - order.age_s
-            case orders.Recall():
-                self._recall()
-            case orders.Stop():
-                self._recall()
-                self.crew.stop_all(order.why)
-            case orders.Kill():
-                self.crew.kill_everything()
-                self._part()
-            case orders.End():
-                self.batch.drain()
-                self.crew.close()
-                self._part()
-
-    def _part(self) -> None:
-        self.post.add(0, orders.Bye())
-        self.post.send()
-        self.over = True
-
-    def _start(self, task_id: str, shape: Shape, grants: Grants) -> None:
-        if self.waiting or clock.now() < self.retry_at:
-            self.waiting.append((task_id, shape, grants))
-            return
-        try:
-            what = self.crew.start(task_id, shape, grants)
-        except (FileSystemFault, OSError) as fault:
-            self._pause(fault)
-            self.waiting.append((task_id, shape, grants))
-            return
-        if what is Started.GONE:
-            self.post.add(0, orders.Gone(task_id))
-        elif what is Started.ENDED:
-            self.post.add(0, orders.Free(task_id))
-
-    def _retry(self) -> None:
-        waiting, self.waiting = self.waiting, deque()
-        for entry in waiting:
-            self._start(*entry)
-
-    def _pause(self, fault: Exception) -> None:
-        if clock.now() >= self.retry_at:
-            self._log(f"pausing: {fault}")
-        self.retry_at = clock.now() + RETRY_S
-
-    def _follow(self, task_id: str, shape: Shape) -> None:
-        self.followers.setdefault(shape, deque()).append(task_id)
-        if not any(running.shape == shape for running in self.crew.running.values()):
-            self.followers[shape].pop()  # whom it was to follow has ended meanwhile
-            self.post.add(0, orders.Back(task_id))
-
-    def _hand_over(self, ended: Running) -> None:
-        """A task has ended: its room goes to one that follows it, or back to the leader."""
-        queue = self.followers.get(ended.shape)
-        if not queue or self.stopping:
-            self.post.add(0, orders.Free(ended.task.id))
-            self._let_go_without_hope(ended.shape)
-            return
-        task_id = queue.popleft()
-        self.post.add(0, orders.Took(task_id, ended.task.id))
-        self._start(task_id, ended.shape, ended.grants)
-
-    def _let_go_without_hope(self, shape: Shape) -> None:
-        """Followers whose last forerunner has ended."""
-        if self.followers.get(shape) and not any(
-            running.shape == shape for running in self.crew.running.values()
-        ):
-            for task_id in self.followers.pop(shape):
-                self.post.add(0, orders.Back(task_id))
-
-    def _recall(self) -> None:
-        for queue in self.followers.values():
-            for task_id in queue:
-                self.post.add(0, orders.Back(task_id))
-        self.followers = {}
-
-    def _answer(self, order: orders.Ask) -> None:
-        why = self.crew.answer(order.verb, order.task_id, order.said)
-        if why is None:
-            why = self._answer_waiting(order)
-        if why:
-            self._log(f"{order.task_id}: {order.verb} was not possible: {why}")
-
-    def _answer_waiting(self, order: orders.Ask) -> str:
-        """A task that has not started yet goes where it then belongs."""
-        for queue in self.followers.values():
-            if order.task_id in queue:
-                queue.remove(order.task_id)
-                self.post.add(0, orders.Gone(order.task_id))
-                return self.crew.settle(order.verb, order.task_id, order.said)
-        for entry in self.waiting:
-            if entry[0] == order.task_id:
-                self.waiting.remove(entry)
-                self.post.add(0, orders.Gone(order.task_id))
-                return self.crew.settle(order.verb, order.task_id, order.said)
-        return ""
-
-    def _log(self, text: str) -> None:
-        self.post.add(0, orders.Log(text))
-
-    def _wait(self) -> None:
-        if self.over:
-            return
-        now = clock.now()
-        wait_s = min(self.crew.due_at, self.tick_at, now + self.post.poll_s) - now
-        signal.sigtimedwait(SIGNALS, max(0.0, wait_s))

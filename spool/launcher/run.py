@@ -221,9 +221,7 @@ class Starter:
         if not shape.mpi or flavour is None:
             return {}
         seats = self._seats(running.grants)
-        return mpirun.environment(
-            seats, shape.ranks, shape.cores, pin=self.pin, flavour=flavour
-        )
+        return mpirun.environment(seats, shape.ranks, shape.cores, pin=self.pin, flavour=flavour)
 
     def _given(self, running: Running) -> dict[str, str]:
         """The variables that differ from task to task."""

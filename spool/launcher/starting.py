@@ -78,16 +78,18 @@ def _srun(hosts: Sequence[str], kind: Sequence[str]) -> tuple[str, ...]:
 
 def _mpiexec(flavour: mpirun.Flavour, hosts: Sequence[str]) -> tuple[str, ...]:
     count, listed = str(len(hosts)), ",".join(hosts)
+    words = [flavour.program]
     if flavour.name in ("hydra", "intel"):
-        where = ("-hosts", listed, "-ppn", "1") if hosts[0] else ("-launcher", "fork")
-        return (flavour.program, *where, "-n", count)
-    if flavour.name == "openmpi":
+        words += ["-hosts", listed, "-ppn", "1"] if hosts[0] else ["-launcher", "fork"]
+    elif flavour.name == "openmpi":
         seats = ",".join(f"{host}:1" for host in hosts)
-        where = ("--host", seats, "--map-by", "ppr:1:node") if hosts[0] else ("--oversubscribe",)
-        return (flavour.program, *where, "--bind-to", "none", "-n", count)
-    if flavour.name == "pals":
-        return (flavour.program, "--hosts", listed, "--ppn", "1", "-n", count, "--cpu-bind", "none")
-    return ()
+        words += ["--host", seats, "--map-by", "ppr:1:node"] if hosts[0] else ["--oversubscribe"]
+        words += ["--bind-to", "none"]
+    elif flavour.name == "pals":
+        words += ["--hosts", listed, "--ppn", "1", "--cpu-bind", "none"]
+    else:
+        return ()
+    return (*words, "-n", count)
 
 
 def mpiexecs() -> list[mpirun.Flavour]:
@@ -274,7 +276,9 @@ def one_on_each(system: str, hosts: Sequence[str], words: Sequence[str], log: Lo
     """Run one independent launcher on each node; 0 if all ended well, else the worst exit code."""
     environment = clean_environment(dict(os.environ))
     children = [
-        subprocess.Popen([*on_node(system, host), *words], env=environment, stdin=subprocess.DEVNULL)
+        subprocess.Popen(
+            [*on_node(system, host), *words], env=environment, stdin=subprocess.DEVNULL
+        )
         for host in hosts
     ]
 

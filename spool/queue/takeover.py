@@ -25,6 +25,7 @@ from spool.queue.layout import State, Tree
 from spool.queue.owner import Here, Owner
 from spool.queue.tasks import Task
 
+ASKED_EVERY_S = 30.0  # the batch system, about one allocation
 LOOKS_WITHIN_S = 5.0  # a launcher looks every two seconds, however often owners beat
 
 
@@ -50,12 +51,23 @@ class Silence:
 
 
 class Observer:
-    """Watches other owners for one owner; keeps what it saw between looks."""
+    """Watches other owners for one owner; keeps what it saw between looks.
 
-    def __init__(self, me: Owner, clock: Callable[[], float] = time.monotonic) -> None:
+    over(system, job) is the batch system's word on whether an allocation has ended.
+    """
+
+    def __init__(
+        self,
+        me: Owner,
+        clock: Callable[[], float] = time.monotonic,
+        over: Callable[[str, str], bool | None] | None = None,
+    ) -> None:
         self.me = me
         self.tree = me.tree
         self.clock = clock
+        self.over = over
+        self.words: dict[tuple[str, str], bool | None] = {}
+        self.asked: dict[tuple[str, str], float] = {}
         self.place = owner.here()
         self.silences: dict[str, Silence] = {}
 
@@ -94,13 +106,28 @@ class Observer:
         """What is known of the holder of a RUNNING group."""
         name = holder(group)
         record = owner.read_record(self.tree, name)
-        if record.get("ended"):
+        if record.get("ended") or record.get("swept") or self._allocation_over(record):
             return Verdict.DEAD
         known = on_this_host(name, record, self.place)
-        return known or self._by_token(name)
+        if known is Verdict.DEAD and not _all_here(record, self.place):
+            known = None  # its ranks may live on elsewhere, until their guards strike
+        return known or self._by_token(name, record)
 
-    def _by_token(self, name: str) -> Verdict:
+    def _allocation_over(self, record: dict[str, Any]) -> bool:
+        """Whether the batch system says that an owner's allocation has ended."""
+        told = record.get("allocation")
+        if self.over is None or not isinstance(told, dict):
+            return False
+        job, now = (str(told.get("system", "")), str(told.get("job", ""))), self.clock()
+        if now >= self.asked.get(job, 0.0):
+            self.asked[job] = now + ASKED_EVERY_S
+            self.words[job] = self.over(*job)
+        return self.words.get(job) is True
+
+    def _by_token(self, name: str, record: dict[str, Any]) -> Verdict:
         settings, now = self.me.settings, self.clock()
+        told = record.get("dead_s")
+        dead_s = max(settings.lease_dead_s, told if isinstance(told, (int, float)) else 0.0)
         token = files.read(self.tree.owner(name, layout.HEARTBEAT), 256)
         before = self.silences.get(name)
         if before is None or before.token != token:
@@ -110,10 +137,16 @@ class Observer:
         if away > max(2 * settings.lease_beat_s, LOOKS_WITHIN_S):
             before.since = now  # we were away ourselves: the count starts again
         quiet = now - before.since
-        if quiet >= settings.lease_dead_s:
+        if quiet >= dead_s:
             return Verdict.DEAD
         steady = before.alive and quiet < 2 * settings.lease_beat_s
         return Verdict.ALIVE if steady else Verdict.UNDECIDED
+
+
+def _all_here(record: dict[str, Any], place: Here) -> bool:
+    """Whether all processes of an owner are, or were, in our own process table."""
+    boots = record.get("boots")
+    return not isinstance(boots, list) or set(map(str, boots)) <= {place.boot}
 
 
 def holder(group: str) -> str:
@@ -210,6 +243,11 @@ def _settle(me: Owner, name: str, dead: str, why: Ending, trusted: frozenset[int
         event = {"what": "cancelled", "by": me.name, "reason": "asked before its launcher died"}
         claim.write_line(me, task, {"time": units.now_stamp(), **event}, sync=True)
     settle(me, task)
+
+
+def settle_lost(me: Owner, task_id: str) -> None:
+    """Decide a task of our own whose node has died."""
+    _settle(me, task_id, me.name, Ending("lost", me.name, frozenset(me.requests())), frozenset())
 
 
 def read_any(me: Owner, task_id: str) -> Task | None:

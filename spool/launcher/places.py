@@ -1,0 +1,134 @@
+"""places - claimed tasks into room: a grant from the book, tokens from the gate, a start, and back.
+
+Owns   the order in which room, tokens and a process are taken, and given back.
+Never  claims; never moves a task that ran.
+Fails  LeaseLost; FileSystemFault, OSError: the machine or the disk refuses for now, and nothing was
+       taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from spool.errors import FileSystemFault
+from spool.launcher import clock
+from spool.launcher.book import Book, Grants
+from spool.launcher.crew import Crew, Started
+from spool.launcher.gate import Gate
+from spool.queue import claim, layout, processes, shape, takeover
+from spool.queue.layout import State
+from spool.queue.owner import Owner
+from spool.queue.place import Place
+from spool.queue.shape import Shape
+
+if TYPE_CHECKING:
+    from spool.launcher.ranks import Ranks
+
+
+class Places:
+    """Starts the claimed tasks of one launcher, here or at a rank; ranks None: all are here.
+
+    started counts starts, start_at is when the last one was. every_s lies between two mpiruns,
+    most is how many there may be.
+    """
+
+    def __init__(
+        self, owner: Owner, book: Book, gate: Gate, crew: Crew, ranks: Ranks | None
+    ) -> None:
+        self.owner, self.book, self.gate, self.crew, self.ranks = owner, book, gate, crew, ranks
+        self.every_s = owner.settings.launcher_mpirun_every_s
+        self.most = owner.settings.launcher_mpiruns
+        self.started = 0
+        self.start_at = clock.now()
+        self.mpirun_at = 0.0
+
+    def start(self, task_id: str, wanted: Shape) -> bool:
+        """Start a task if there is room; False: it is still only claimed."""
+        if wanted.mpi and not self._may_start_mpirun():
+            return False
+        limits = self.gate.limits_of(task_id, wanted)
+        if (grants := self.book.take(wanted, self.gate.allows(limits))) is None:
+            return False
+        if not self.gate.take(task_id, limits, grants):
+            self.book.give(grants)
+            self.give_back(task_id, wanted)
+            return True
+        if self.ranks and grants[0].node and not wanted.mpi:
+            self.ranks.start(task_id, wanted, grants)
+        else:
+            self._start_here(task_id, wanted, grants)
+        self._count()
+        return True
+
+    def _start_here(self, task_id: str, wanted: Shape, grants: Grants) -> None:
+        try:
+            what = self.crew.start(task_id, wanted, grants)
+        except (FileSystemFault, OSError):
+            self._free(task_id, grants)
+            raise
+        if what is not Started.RUNS:
+            self._free(task_id, grants)
+
+    def _free(self, task_id: str, grants: Grants) -> None:
+        self.book.give(grants)
+        self.gate.give(task_id)
+
+    def _count(self) -> None:
+        self.started += 1
+        self.start_at = clock.now()
+
+    def follow(self, task_id: str, wanted: Shape) -> bool:
+        """Send a task ahead to a rank, for the room of another; False if none may have it."""
+        if self.ranks is None or self.gate.tokens.limits or not self.ranks.follow(task_id, wanted):
+            return False
+        self._count()
+        return True
+
+    def collect(self, others: Callable[[int, int], object]) -> bool:
+        """Take back the room of tasks here that have ended; whether there were any.
+
+        Of children that are no task, `others(pid, status)`.
+        """
+        any_ended = False
+        for running in self.crew.reap(others):
+            self._free(running.task.id, running.grants)
+            any_ended = True
+        return any_ended
+
+    def beat(self, now: float, log: Callable[[str], None]) -> None:
+        """Now and then: return the tokens that nobody needs, look after the ranks."""
+        self.gate.tokens.rest()
+        if self.ranks is None:
+            return
+        self.ranks.beat(now)
+        for rank in self.ranks.silent(now):
+            self._mourn(rank, log)
+
+    def _mourn(self, rank: int, log: Callable[[str], None]) -> None:
+        """A rank is dead, and by its guard what it ran: its tasks are lost."""
+        assert self.ranks is not None
+        tasks = self.ranks.bury(rank)
+        log(f"rank {rank} ({self.book.nodes[rank].name}) is dead; {len(tasks)} tasks are lost")
+        processes.kill_marked(self.owner.name, node=str(rank))
+        for task_id in tasks:
+            self.gate.give(task_id)
+            takeover.settle_lost(self.owner, task_id)
+
+    @property
+    def mpiruns_left(self) -> int:
+        """How many more mpiruns there may be."""
+        return self.most - self.crew.mpiruns
+
+    def _may_start_mpirun(self) -> bool:
+        """Whether another may be started now: they are started one by one, not in a rush."""
+        now = clock.now()
+        if self.mpiruns_left <= 0 or now < self.mpirun_at:
+            return False
+        self.mpirun_at = now + self.every_s
+        return True
+
+    def give_back(self, task_id: str, wanted: Shape) -> None:
+        """Return a claimed task that never started to its lane: no line is written."""
+        lane = shape.lane(wanted, layout.shard_of(task_id))
+        claim.hand_on(self.owner, task_id, Place(State.READY, lane))
