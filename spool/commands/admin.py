@@ -126,24 +126,40 @@ def check_command(ctx: click.Context, repair: bool, deep: bool, as_json: bool) -
 
 
 @click.command("doctor")
+@click.option("--no-mpi", is_flag=True, help="Start no ranks, and nothing on other nodes.")
 @shared.as_json
 @click.pass_context
-def doctor_command(ctx: click.Context, /, as_json: bool) -> None:
-    """Is this file system fit for a spool, and how fast will it be? Exit 6 if something fails."""
+def doctor_command(ctx: click.Context, /, no_mpi: bool, as_json: bool) -> None:
+    """Is this file system fit for a spool, and how fast? What can run here, and does MPI work?
+
+    Exit 6 if something fails; a warning is no failure.
+    """
+    from itertools import chain
+
+    from spool.launcher import survey
     from spool.queue import doctor
 
-    tree, _ = shared.tree_of(ctx)
+    tree, settings = shared.tree_of(ctx)
+    place = survey.examine(settings, start=not no_mpi, say=_under_way)
     bad = False
-    for finding in doctor.examine(tree):
+    for finding in chain(doctor.examine(tree), place):
         bad = bad or finding.verdict == "fail"
+        _under_way("")
         if as_json:
             told = {"check": finding.check, "verdict": finding.verdict, "says": finding.says}
             shared.print_json(told)
         else:
             click.echo(f"{finding.verdict:<5} {finding.check:<22} {finding.says}")
-            sys.stdout.flush()
+        sys.stdout.flush()
     if bad:
         raise click.exceptions.Exit(FOUND_EXIT)
+
+
+def _under_way(what: str) -> None:
+    """On a terminal, what takes a moment; the next line overwrites it, "" wipes it."""
+    if shared.is_terminal():
+        sys.stderr.write(f"\r{what[:79]:<79}\r")
+        sys.stderr.flush()
 
 
 @click.command("schema")

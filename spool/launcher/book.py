@@ -30,7 +30,7 @@ class Book:
         self.rooms = [Room(node, number) for number, node in enumerate(self.nodes)]
         self.free = sum(len(node.cpus) for node in self.nodes)
         self.cores = self.free
-        self.gone: set[int] = set()
+        self.gone: frozenset[int] = frozenset()
         self.kept_for: Shape | None = None
         self._kept_on: tuple[int, ...] = ()
         self._width = 1 << (len(self.nodes) - 1).bit_length()
@@ -53,10 +53,10 @@ class Book:
     # -- what fits -------------------------------------------------------------------------------
 
     def _fits_ever(self, shape: Shape) -> bool:
-        """Whether a task of this shape fits the nodes when they are empty."""
+        """Whether a task of this shape fits the nodes that are left when they are empty."""
         wanted = shape.nodes
-        for node in self.nodes:
-            wanted -= Room(node).count(shape) > 0
+        for number, node in enumerate(self.nodes):
+            wanted -= number not in self.gone and Room(node).count(shape) > 0
             if wanted <= 0:
                 return True
         return False
@@ -89,11 +89,20 @@ class Book:
 
     def close(self, number: int) -> None:
         """A node is gone: its room is nobody's any more, what it gave away included."""
-        self.gone.add(number)
+        if number in self.gone:
+            return
+        kept = self.kept_for if number in self._kept_on else None
+        if kept:
+            self.keep(None)
+        self.gone |= {number}
+        self.fits_ever.cache_clear()
         room = self.rooms[number]
         self.free -= len(room.cpus)
+        self.cores -= len(room.node.cpus)
         room.cpus, room.gpus, room.memory_mb = [], [], 0
         self._renew(number)
+        if kept:
+            self.keep(kept)  # on another node, if there is one
 
     def lend(self, cpus: tuple[int, ...], memory_mb: int) -> Grants:
         """Give away these very cores of the only node, which are free, and so much memory."""
@@ -109,17 +118,22 @@ class Book:
     # -- room kept for the large -----------------------------------------------------------------
 
     def keep(self, shape: Shape | None) -> None:
-        """Keep room for one task of this shape, on nodes chosen now; None: for nobody."""
+        """Keep room for one task of this shape, on nodes chosen now; None: for nobody.
+
+        Nor is any kept for a task that the nodes that are left can never hold.
+        """
         if shape == self.kept_for:
             return
         for number in self._kept_on:
             self.rooms[number].kept = None
             self._renew(number)
-        self.kept_for, self._kept_on = shape, ()
-        if shape is None:
+        self.kept_for, self._kept_on = None, ()
+        if shape is None or not self.fits_ever(shape):
             return
-        able = [n for n, node in enumerate(self.nodes) if Room(node).count(shape)]
+        left = (room for room in self.rooms if room.number not in self.gone)
+        able = [room.number for room in left if Room(room.node).count(shape)]
         able.sort(key=lambda number: self._lacks(number, shape))
+        self.kept_for = shape
         self._kept_on = tuple(sorted(able[: shape.nodes]))
         for number in self._kept_on:
             self.rooms[number].kept = shape
@@ -154,7 +168,7 @@ class Book:
         for kept in self._kept_on[bisect_left(self._kept_on, number) :]:
             if 0 <= at < kept:
                 break
-            if self.rooms[kept].count(shape, ours=True):
+            if self.rooms[kept].count(shape, ours=True) and (allows is None or allows(kept)):
                 return kept
         return at
 

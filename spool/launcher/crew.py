@@ -10,6 +10,7 @@ The launcher's own node and every other rank have one crew each, all under the l
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 from collections import deque
@@ -30,6 +31,11 @@ from spool.queue.owner import Owner
 from spool.queue.place import Place
 from spool.queue.shape import Shape
 from spool.queue.tasks import Task
+
+HOLD_S, LONG_S = 2.0, 60.0
+KILLED = (signal.SIGKILL, signal.SIGTERM)
+"""What ends a task from outside. A batch system that ends an allocation kills its processes one by
+one, and a task's may be the first: whoever is killed in an allocation is not yet a failure."""
 
 
 class Started(Enum):
@@ -75,6 +81,8 @@ class Crew:
         self.peak_kb = run.own_peak_kb()
         self.told_beat = 0.0
         self.mpiruns = 0
+        self.hold_s = HOLD_S if owner.record.get("allocation") else 0.0
+        self.doubtful: deque[tuple[float, Running]] = deque()
         self.guard = self._new_guard()
 
     def _new_guard(self) -> Guard:
@@ -170,7 +178,10 @@ class Crew:
             running.end = {**run.exit_event(running, self.owner.name), "what": what}
         else:
             running.end = run.ended(running, self.owner.name, status, used, self.peak_kb)
-        self.ended.append(running)
+        if self.hold_s and running.end["what"] == "exit" and _was_killed(running):
+            self.doubtful.append((clock.now() + self.hold_s, running))
+        else:
+            self.ended.append(running)
 
     def _was_fenced(self, status: int) -> bool:
         """Whether our own guard may have killed a task, since we were stalled too long to beat."""
@@ -201,7 +212,13 @@ class Crew:
     @property
     def due_at(self) -> float:
         """When `mind` has something to do."""
-        return min(self.stops.due_at, self.guard.tell_at)
+        doubt_at = self.doubtful[0][0] if self.doubtful else math.inf
+        return min(self.stops.due_at, self.guard.tell_at, doubt_at)
+
+    @property
+    def busy(self) -> int:
+        """Tasks that run, or whose end is still in doubt."""
+        return len(self.running) + len(self.doubtful)
 
     def mind(self, now: float) -> None:
         """Stop what has reached a limit; tell the guard what began."""
@@ -209,6 +226,8 @@ class Crew:
             self.stops.enforce(now)
         if now >= self.guard.tell_at:
             self.guard.tell()
+        while self.doubtful and now >= self.doubtful[0][0]:
+            self.ended.append(self.doubtful.popleft()[1])
 
     def beat(self) -> None:
         """Pass our owner's last beat on to the guard, and look how much memory we use."""
@@ -221,9 +240,19 @@ class Crew:
         """Wait for a signal."""
         return signal.sigtimedwait(signals, wait_s)
 
+    def doubt(self) -> None:
+        """We were told to end ourselves: what was killed about now was no failure of its own."""
+        self.hold_s = LONG_S
+        until = clock.now() + LONG_S
+        self.doubtful = deque((until, running) for _, running in self.doubtful)
+
     def stop_all(self, why: str) -> None:
         """Ask all tasks to end that were not asked before."""
         self.stops.stop_all(why)
+        for _, running in self.doubtful:  # they were told to end a little before we were
+            running.end = {**run.exit_event(running, self.owner.name), "what": why}
+            self.ended.append(running)
+        self.doubtful.clear()
 
     def answer(self, verb: str, task_id: str, said: dict[str, Any]) -> str | None:
         """Do what was asked of a task that runs; why it was not possible. None: it is not here."""
@@ -248,3 +277,11 @@ class Crew:
     def close(self) -> None:
         """No task is left."""
         self.guard.end()
+
+
+def _was_killed(running: Running) -> bool:
+    """Whether a task was killed by somebody else: itself, or the ranks of its mpirun."""
+    if running.stopping or running.end is None:
+        return False
+    told = running.end.get("signal") or running.end.get("code", 0) - 128
+    return told in KILLED

@@ -221,7 +221,7 @@ class Launcher:
     @property
     def running_count(self) -> int:
         """Tasks that run now, or are on their way to a rank or back."""
-        return len(self.crew.running) + (self.ranks.busy if self.ranks else 0)
+        return int(self.crew.busy) + (self.ranks.busy if self.ranks else 0)
 
     # -- ends ------------------------------------------------------------------------------------
 
@@ -423,7 +423,7 @@ class Launcher:
         self.picker.rate = rate
         if self.ranks:
             self.ranks.rate = rate
-        self.crew.starter.hurried = rate > HURRIED * self.book.cores
+        self.crew.starter.hurried = not self.ranks and rate > HURRIED * self.book.cores
         if not self.draining and self.hands.parts:
             shapes = self.picker.waiting_shapes() | {wanted for _, wanted in self.claimed}
             self.hands.mind(now, rate, awake, shapes)

@@ -30,7 +30,8 @@ from spool.queue.place import Place
 from spool.queue.shape import Shape
 
 RETRY_S = 5.0
-SIGNALS = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, WAKE}
+ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+SIGNALS = {signal.SIGCHLD, WAKE, *ENDING}
 
 
 class Rank:
@@ -121,7 +122,7 @@ class Rank:
                 for report in self.crew.reports():
                     self.lines[report.task_id] = report.line
                     self.batch.add(report.task_id, report.place)
-            self.batch.step(1000, now=not self.crew.running)
+            self.batch.step(1000, now=not self.crew.busy)
         except (FileSystemFault, OSError) as fault:
             self._pause(fault)
 
@@ -252,4 +253,6 @@ class Rank:
             return
         now = clock.now()
         wait_s = min(self.crew.due_at, self.tick_at, now + self.post.poll_s) - now
-        signal.sigtimedwait(SIGNALS, max(0.0, wait_s))
+        got = signal.sigtimedwait(SIGNALS, max(0.0, wait_s))
+        if got and got.si_signo in ENDING:
+            self.crew.doubt()  # the leader was told as well, and decides; or it is dead, as we soon

@@ -190,6 +190,11 @@ class Simulated:
         return Report(one.id, place, history.encode(line))
 
     @property
+    def busy(self) -> int:
+        """Tasks that run."""
+        return len(self.running)
+
+    @property
     def due_at(self) -> float:
         """When the next one ends."""
         return self._ends[0][0] if self._ends else math.inf

@@ -11,6 +11,7 @@ starts silent singletons; so each is tried, with a program that tells how many r
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -130,6 +131,7 @@ def sizes_seen(way: Way) -> str:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
+            errors="replace",
             timeout=TRY_S,
         )
     except subprocess.TimeoutExpired:
@@ -139,8 +141,8 @@ def sizes_seen(way: Way) -> str:
     told = {line for line in done.stdout.split() if line.isdigit()}
     if done.returncode == 0 and len(told) == 1:
         return told.pop()
-    last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-    return last[:200]
+    worded = [line for line in done.stderr.splitlines() if re.search(r"\w", line)]
+    return (worded or [f"exit code {done.returncode}"])[-1].strip()[:200]
 
 
 _PROBE = """

@@ -1,0 +1,190 @@
+"""Launchers in real Slurm allocations of several nodes: serial tasks, MPI tasks, and both."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import slurm_cluster
+from conftest import eventually, make_tree, where
+from crashing import history_of, processes_of, words_of
+
+from spool.api import Spool
+from spool.queue import files, layout, processes, tasks
+from spool.queue.layout import State, Tree
+
+pytestmark = pytest.mark.system
+slurm = slurm_cluster.slurm
+PROGRAM = [sys.executable, str(Path(__file__).parent / "mpi_program.py")]
+LAUNCH = f"{sys.executable} -m spool.cli --spool $ROOT launcher"
+MPIEXEC = Path(sys.executable).parent / "mpiexec"
+
+
+@pytest.fixture(autouse=True)
+def _mpi_is_here() -> None:
+    if not MPIEXEC.exists():
+        pytest.skip("needs mpiexec beside python. Run: pip install mpi4py mpich")
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Iterator[Tree]:
+    one = make_tree(tmp_path / "spool", '[launcher]\nsync = "none"\n')
+    yield one
+    for name in files.names(one.folder("launchers")):
+        processes.kill_marked(name)
+
+
+@pytest.fixture
+def spool(tree: Tree) -> Spool:
+    return Spool(tree.root)
+
+
+def allocated(slurm, tree: Tree, *options: str, launcher: str = "", nodes: int = 4) -> str:
+    """A batch job that runs a launcher on whole nodes; its id."""
+    words = f"{LAUNCH} --idle-timeout 2s {launcher}".replace("$ROOT", tree.root)
+    return slurm.sbatch(words, f"-N{nodes}", "--exclusive", "-t5", *options)
+
+
+def ranks_of(tree: Tree, task_id: str) -> list[dict]:
+    """What the ranks of a finished MPI task told, after whatever its mpirun had to say."""
+    spot = tasks.find(tree, task_id)
+    assert spot is not None and spot.state is State.FINISHED, (spot, said_by(tree, task_id))
+    return json.loads(said_by(tree, task_id).splitlines()[-1])
+
+
+def said_by(tree: Tree, task_id: str) -> str:
+    spot = tasks.find(tree, task_id)
+    return Path(spot.path(tree), layout.OUTPUT).read_text() if spot else ""
+
+
+def finished(tree: Tree, ids: list[str]) -> bool:
+    return all(where(tree, task).startswith("FINISHED/") for task in ids)
+
+
+# -- what runs where -----------------------------------------------------------------------------
+
+
+def test_serial_and_mpi_tasks_share_the_nodes_of_one_allocation(slurm, tree, spool):
+    shapes = [(1, 2), (1, 8), (2, 1), (2, 4), (3, 2), (4, 1), (4, 2)]
+    mpi = {
+        (nodes, ranks): spool.submit(PROGRAM, nodes=nodes, ranks_per_node=ranks).id
+        for nodes, ranks in shapes
+    }
+    serial = [spool.submit(["sh", "-c", "sleep 0.2; hostname"]).id for _ in range(300)]
+    job = allocated(slurm, tree, launcher="--cores-per-node 8")
+    assert slurm.wait(job, within=120) == "COMPLETED", slurm.output(job)
+    for (nodes, ranks), task in mpi.items():
+        told = ranks_of(tree, task)
+        assert [row["rank"] for row in told] == list(range(nodes * ranks))
+        assert all(row["size"] == nodes * ranks and row["task"] == task for row in told)
+        assert Counter(Counter(row["host"] for row in told).values()) == {ranks: nodes}
+    assert finished(tree, serial), slurm.output(job)
+    hosts = Counter(said_by(tree, task).strip() for task in serial)
+    assert set(hosts) == {"node1", "node2", "node3", "node4"}
+    assert processes_of(tree) == []
+
+
+@pytest.mark.parametrize(
+    ("nodes", "ranks", "threads"), [(2, 32, 2), (2, 64, 1), (1, 2, 64)], ids=str
+)
+def test_every_rank_and_thread_is_there_once_and_nodes_are_balanced(
+    slurm, tree, spool, nodes, ranks, threads
+):
+    cores = ranks * threads
+    task = spool.submit(PROGRAM, nodes=nodes, ranks_per_node=ranks, cores_per_rank=threads).id
+    words = f"--cores-per-node {cores} --mode mpi"
+    more = "--overcommit" if cores > 64 else "--exclusive"
+    job = allocated(slurm, tree, more, launcher=words, nodes=nodes)
+    assert slurm.wait(job, within=120) == "COMPLETED", slurm.output(job)
+    told = ranks_of(tree, task)
+    assert [row["rank"] for row in told] == list(range(nodes * ranks))
+    assert all(row["threads"] == list(range(threads)) for row in told)
+    assert set(Counter(row["host"] for row in told).values()) == {ranks}
+
+
+def test_mpi_tasks_beside_one_another_on_one_node_have_cores_of_their_own(slurm, tree, spool):
+    ids = [spool.submit(PROGRAM, nodes=2, ranks_per_node=1).id for _ in range(2)]
+    job = allocated(slurm, tree, launcher="--mode mpi --cores-per-node 2", nodes=2)
+    assert slurm.wait(job, within=60) == "COMPLETED", slurm.output(job)
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("needs two cores to see them apart")
+    cores = [{tuple(row["cpus"]) for row in ranks_of(tree, task)} for task in ids]
+    assert all(len(one) == 1 and len(*one) == 1 for one in cores)
+    starts = [history_of(tree, task)[0] for task in ids]
+    assert all(start["nodes"] == ["node1", "node2"] for start in starts)
+
+
+def test_two_launchers_share_an_allocation_by_parts(slurm, tree, spool):
+    ids = [spool.submit(["sh", "-c", "sleep 0.3; hostname"]).id for _ in range(40)]
+    one = f"{LAUNCH} --idle-timeout 1s --cores-per-node 2 --nodes".replace("$ROOT", tree.root)
+    job = slurm.sbatch(f"{one} 1-2 & {one} node3,node4 --per-node & wait", "-N4", "--exclusive")
+    assert slurm.wait(job, within=90) == "COMPLETED", slurm.output(job)
+    assert finished(tree, ids)
+    assert {said_by(tree, task).strip() for task in ids} == {"node1", "node2", "node3", "node4"}
+
+
+# -- the end of an allocation --------------------------------------------------------------------
+
+
+def test_what_the_walltime_cuts_short_is_finished_by_a_second_allocation(slurm, tree, spool):
+    """The launcher knows its end from Slurm, and stops its tasks in time."""
+    trap = "trap 'echo checkpoint > saved; exit 0' TERM; test -e saved || sleep 300 & wait $!"
+    long = [spool.submit(trap, signal="TERM", grace="2s").id for _ in range(4)]
+    mpi = spool.submit(
+        ["sh", "-c", f"test -e been || {{ touch been; sleep 300; }}; exec {' '.join(PROGRAM)}"],
+        nodes=2, ranks_per_node=2, grace="2s",
+    ).id  # fmt: skip
+    too_long = spool.submit(["true"], time_estimate="30m").id
+    short = [spool.submit(["true"]).id for _ in range(50)]
+    job = allocated(slurm, tree, "-t1", launcher="--cores-per-node 8")
+    assert slurm.wait(job, within=150) in ("COMPLETED", "TIMEOUT"), slurm.output(job)
+    assert finished(tree, short)
+    assert where(tree, too_long).startswith("READY/") and words_of(tree, too_long) == []
+    for task in [*long, mpi]:
+        assert where(tree, task).startswith("READY/"), (slurm.output(job), history_of(tree, task))
+        assert words_of(tree, task)[-1] == "interrupted"
+    assert processes_of(tree) == []
+    job = allocated(slurm, tree, "-t40", launcher="--cores-per-node 8")
+    assert slurm.wait(job, within=90) == "COMPLETED", slurm.output(job)
+    assert finished(tree, [*long, mpi, too_long])
+    assert len(ranks_of(tree, mpi)) == 4
+
+
+def test_a_killed_allocation_loses_nothing_and_the_next_one_finishes_it(slurm, tree, spool):
+    ids = [spool.submit(["sleep", "0.5"]).id for _ in range(100)]
+    ids += [spool.submit(["sleep", "0.5"], nodes=2, ranks_per_node=2).id for _ in range(5)]
+    job = allocated(slurm, tree, launcher="--cores-per-node 4")
+    done = tree.state(State.FINISHED)
+    eventually(lambda: len(list(Path(done).glob("*/*"))) > 10, "they run")
+    slurm.run("scancel", "-f", "-s", "KILL", job)
+    slurm.wait(job, within=60)
+    eventually(lambda: processes_of(tree) == [], "nothing is left")
+    job = allocated(slurm, tree, launcher="--cores-per-node 4")
+    assert slurm.wait(job, within=120) == "COMPLETED", slurm.output(job)
+    left = {where(tree, task): history_of(tree, task) for task in ids}
+    assert finished(tree, ids), (slurm.output(job), left)
+    for task in ids:
+        told = words_of(tree, task)
+        assert told.count("start") == 1 + told.count("lost") + told.count("interrupted")
+
+
+def test_a_node_that_vanishes_costs_its_tasks_an_attempt_and_the_launcher_goes_on(
+    tmp_path, tree, spool
+):
+    if reason := slurm_cluster.missing():
+        pytest.skip(reason)
+    ids = [spool.submit(["sleep", "2"]).id for _ in range(60)]
+    with slurm_cluster.Slurm(tmp_path / "up", nodes=3, cpus=8) as cluster:
+        job = allocated(cluster, tree, "--no-kill", launcher="--cores-per-node 4", nodes=3)
+        done = tree.state(State.FINISHED)
+        eventually(lambda: len(list(Path(done).glob("*/*"))) >= 12, "they run")
+        cluster.kill_node("node2")
+        assert cluster.wait(job, within=150) in ("COMPLETED", "NODE_FAIL"), cluster.output(job)
+        assert "going on without node2" in cluster.output(job)
+    assert finished(tree, ids)
+    assert any("lost" in words_of(tree, task) for task in ids)
