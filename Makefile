@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PYTHON ?= python3
 
-.PHONY: demo test lint bench bench-large clean
+.PHONY: demo test lint bench bench-large bench-scale clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -27,6 +27,9 @@ lint: $(VENV)/.ready-dev
 
 bench: $(VENV)/.ready-test
 	$(BIN)/python benchmarks/bench.py
+
+bench-scale: $(VENV)/.ready-test
+	$(BIN)/python benchmarks/scaling.py
 
 bench-large: $(VENV)/.ready-test
 	$(BIN)/python benchmarks/large.py

@@ -16,6 +16,7 @@ import crowd
 import measure
 import metadata
 import no_op
+import nodes
 import peers
 from measure import Line, Scale
 
@@ -25,6 +26,7 @@ BENCHMARKS: dict[str, Callable[[Scale], list[Line]]] = {
     "cold-start": cold_start.lines,
     "metadata": metadata.lines,
     "crowd": crowd.lines,
+    "nodes": nodes.lines,
     "peers": peers.lines,
 }
 

@@ -40,11 +40,11 @@ def write_tasks(folder: str, count: int) -> str:
     return path
 
 
-def submit(tree: Tree, count: int) -> float:
+def submit(tree: Tree, count: int, *options: str) -> float:
     """Submit no-op tasks in bulk; seconds."""
     folder = os.path.dirname(tree.root)
     path = write_tasks(folder, count)
-    return measure.run(command(tree, "submit", "--from", path), folder).seconds
+    return measure.run(command(tree, "submit", "--from", path, *options), folder).seconds
 
 
 def launch(tree: Tree, *words: str) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
@@ -14,10 +13,11 @@ import pytest
 from conftest import eventually, make_tree, run_spool, where
 from crashing import in_child, many, one, run_launcher, start_owner, words_of
 
-from spool.launcher import loop
+from spool.launcher import entry, loop
 from spool.launcher.book import Book, Grants
 from spool.launcher.gate import Gate
 from spool.launcher.nodes import Node
+from spool.launcher.picker import Wishes
 from spool.queue import files, layout, limits, processes, shape, tasks
 from spool.queue.layout import State, Tree
 from spool.queue.shape import Shape
@@ -33,11 +33,7 @@ def tree(tmp_path: Path) -> Iterator[Tree]:
     found = make_tree(tmp_path / "spool", QUICK)
     yield found
     for name in files.names(found.folder("launchers")):
-        if not files.holds(found.state(State.RUNNING)):
-            continue
-        parts = layout.parse_owner(name)
-        if parts and parts.pid != os.getpid():
-            processes.kill_marked(name)
+        processes.kill_marked(name)
 
 
 def allow(tree: Tree, *lines: str) -> None:
@@ -410,6 +406,15 @@ def test_a_launcher_whose_selection_means_nothing_says_so_at_once(
     assert files.names(tree.folder("launchers")) == []
 
 
+@pytest.mark.xfail(
+    strict=True, reason="entry.nothing_selected reads a tag as a glob; Gate does not"
+)
+def test_a_tag_means_just_itself_when_a_launcher_looks_for_it(tree: Tree) -> None:
+    one(tree, tags=["a"])
+    assert entry.nothing_selected(tree, Wishes(tags=("b",)))
+    assert entry.nothing_selected(tree, Wishes(tags=("*",)))
+
+
 def test_where_its_tasks_only_wait_or_run_a_launcher_of_a_tag_does_not_refuse(tree: Tree) -> None:
     other, held = one(tree, tags=["b"]), one(tree, tags=["a"], hold=True)
     assert where(tree, held).startswith("WAITING/")
@@ -467,6 +472,21 @@ def test_a_launcher_that_starts_nothing_says_why_again_and_again(tree: Tree) -> 
     assert "3 too large" in line
     assert "1 too long for the time left" in line
     assert "3 of another workflow" in line
+
+
+@pytest.mark.xfail(strict=True, reason="picker.tally asks why_not alone: no limit and no tag")
+@pytest.mark.parametrize(
+    ("limit", "wishes", "why"),
+    [('"workflow:w" = 0', {}, "limit"), ("", {"tags": ("a",)}, "tag")],
+)
+def test_a_launcher_says_so_where_a_limit_or_its_tag_is_the_reason(
+    tree: Tree, limit: str, wishes: dict[str, object], why: str
+) -> None:
+    allow(tree, limit)
+    one(tree, workflow="w")
+    told = log_of_an_idle_launcher(tree, **wishes)
+    assert "no start for a while: 1 ready" in told
+    assert why in told.partition("1 ready")[2].splitlines()[0]
 
 
 def test_a_launcher_that_finds_nothing_at_all_has_nothing_to_explain(tree: Tree) -> None:

@@ -91,7 +91,7 @@ def launcher_command(
     if isinstance(one, int):
         ctx.exit(one)
     if as_json:
-        shared.print_json({"owner": one.owner.name, **one.counts})
+        shared.print_json({"owner": one.owner.name, **one.counts, **one.crew.measured})
     elif not quiet:
         click.echo(_summary(dict(one.counts), one.owner.name), err=True)
         for reason in one.picker.reasons():

@@ -14,7 +14,7 @@ import math
 import os
 import signal
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
 from typing import Any, NamedTuple
 
@@ -60,6 +60,7 @@ class Crew:
     `node` tells its guard which processes are its own, where
     several crews of one owner share a process table; "" where they do not."""
 
+    measured: Mapping[str, float] = {}
     durable = False
     """Whether what is reported is on the disk already."""
 

@@ -111,10 +111,11 @@ class Launcher:
         self.crew = self.field.new_crew(
             self.owner, self.settings, self.wishes, self.trusted, self.log
         )
+        self.picker = Picker(Claimer(self.owner), self.book, self.wishes, self.ends_at)
         self.hands = Hands(self.tree, self.field.nodes, self.wishes)
         if self.field.crew:
             self.hands.parts = []  # what is only simulated, no hand could run
-        self.picker = Picker(Claimer(self.owner), self.book, self.wishes, self.ends_at)
+            self.picker.ahead = lambda _: 0
         self.picker.no_mpi = lambda: self.field.no_mpi(self.settings)
         hosts = [node.name or self.owner.record["host"] for node in self.field.nodes]
         self.gate = Gate(self.owner, self.wishes.tags, hosts)
@@ -310,7 +311,7 @@ class Launcher:
     def _may_claim_ahead(self) -> bool:
         if self.ranks:
             return self.ranks.any_may_follow()
-        return self.picker.may_claim_ahead(len(self.claimed))
+        return not self.field.crew and self.picker.may_claim_ahead(len(self.claimed))
 
     def _receive(self, task_id: str, wanted: Shape) -> None:
         """Start a task just claimed, or hold it until there is room."""

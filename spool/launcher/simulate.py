@@ -16,6 +16,7 @@ import math
 import random
 import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -135,6 +136,7 @@ class Simulated:
         self.operations = 0
         self._ends: list[tuple[float, str]] = []
         self._leader = threading.get_ident()
+        self.begun, self.begun_cpu_s, self.theirs_s = clock.now(), time.thread_time(), 0.0
         files.watch(self._charge)
 
     def _charge(self, when: str, operation: str, _arguments: tuple[Any, ...]) -> None:
@@ -164,8 +166,10 @@ class Simulated:
         while self.ended:
             one, operations, jumped = self.ended.popleft(), self.operations, clock.ahead()
             with clock.uncharged():
+                begun = time.thread_time()
                 report = self._record(one)
                 clock.jump(jumped - clock.ahead())
+                self.theirs_s += time.thread_time() - begun
             self.operations = operations
             yield report
 
@@ -188,6 +192,14 @@ class Simulated:
         line |= {"started": start["time"], "nodes": len(one.grants)}
         line["cores"] = sum(len(grant.cpus) for grant in one.grants)
         return Report(one.id, place, history.encode(line))
+
+    def told(self) -> dict[str, float]:
+        """What was measured: virtual seconds, the leader's CPU seconds and metadata operations."""
+        return {
+            "virtual_s": round(clock.now() - self.begun, 3),
+            "leader_cpu_s": round(time.thread_time() - self.begun_cpu_s - self.theirs_s, 3),
+            "operations": self.operations,
+        }
 
     @property
     def busy(self) -> int:
@@ -231,4 +243,5 @@ class Simulated:
 
     def close(self) -> None:
         """Nothing is charged any more."""
+        self.measured = self.told()
         files.watch(None)
