@@ -34,6 +34,7 @@ format = 1
 # mpirun = "auto"          # srun, mpiexec, a path with options, or a template with {command}
 # mpiruns = 512            # at most so many mpiruns at once
 # mpirun_every = "0.001s"  # between the starts of two of them
+# too_large = "leave"      # what fits no node here: leave it for others, or reject it
 # reserve_cores = 0        # on each node, left to the system
 # reserve_gpus = 0
 # reserve_memory = "0M"
@@ -81,12 +82,16 @@ class Settings(Limited, frozen=True):
     launcher_mpirun: str = "auto"
     launcher_mpiruns: int = 512
     launcher_mpirun_every_s: float = 0.001
+    launcher_too_large: str = "leave"
     launcher_reserve_cores: int = 0
     launcher_reserve_gpus: int = 0
     launcher_reserve_memory_mb: int = 0
 
 
-_SYNC = ("auto", "syncfs", "files", "none")
+_WORDS = {
+    "launcher_sync": ("auto", "syncfs", "files", "none"),
+    "launcher_too_large": ("leave", "reject"),
+}
 
 
 def with_leases(settings: Settings, fence_s: float, dead_s: float) -> Settings:
@@ -174,17 +179,18 @@ def _plain(name: str) -> str:
 
 
 def _kind(name: str, default: Any) -> str:
-    if name == "launcher_sync":
-        return "sync"
+    if name in _WORDS:
+        return name
     if name.endswith("_mb"):
         return "memory"
     return {str: "text", int: "count", float: "duration"}[type(default)]
 
 
 def _value(kind: str, value: Any, where: str) -> Any:
-    if kind == "sync" and value not in _SYNC:
-        raise SpoolError(f"{where}: expected auto, syncfs, files or none, got {value!r}")
-    if kind in ("sync", "text"):
+    if value not in (allowed := _WORDS.get(kind, (value,))):
+        listed = f"{', '.join(allowed[:-1])} or {allowed[-1]}"
+        raise SpoolError(f"{where}: expected {listed}, got {value!r}")
+    if kind == "text" or kind in _WORDS:
         if not isinstance(value, str) or not value.strip():
             raise SpoolError(f"{where}: expected a text, got {value!r}")
         return value

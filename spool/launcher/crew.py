@@ -189,13 +189,17 @@ class Crew:
         silent = clock.now() - self.owner.last_beat >= self.owner.settings.lease_fence_s
         return silent and os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
 
-    def reports(self) -> Iterator[Report]:
+    def reports(self, settled: Callable[[str], bool] = lambda _: True) -> Iterator[Report]:
         """Write how tasks ended, one after the other; on a full disk the rest waits.
 
+        What is not `settled`, since something of it may live on elsewhere, waits too.
         Raises FileSystemFault, OSError.
         """
-        while self.ended:
+        for _ in range(len(self.ended)):
             running = self.ended[0]
+            if not settled(running.task.id):
+                self.ended.rotate(-1)
+                continue
             try:
                 place = ending.record(self.owner, running)
             except (FileSystemFault, OSError) as fault:

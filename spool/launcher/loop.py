@@ -113,9 +113,8 @@ class Launcher:
         )
         self.picker = Picker(Claimer(self.owner), self.book, self.wishes, self.ends_at)
         self.hands = Hands(self.tree, self.field.nodes, self.wishes)
-        if self.field.crew:
-            self.hands.parts = []  # what is only simulated, no hand could run
-            self.picker.ahead = lambda _: 0
+        if self.field.crew:  # what is only simulated, no hand could run
+            self.hands.parts, self.picker.ahead = [], lambda _: 0
         self.picker.no_mpi = lambda: self.field.no_mpi(self.settings)
         hosts = [node.name or self.owner.record["host"] for node in self.field.nodes]
         self.gate = Gate(self.owner, self.wishes.tags, hosts)
@@ -230,21 +229,19 @@ class Launcher:
         """Take back the room of what has ended, here and on other nodes."""
         if self.places.collect(self._other_child):
             self._was_busy()
-        if self.ranks:
-            for report in self.ranks.receive(self.log):
-                self._note_end(report, durable=True)
-                self._was_busy()
-            for task_id, wanted in self.ranks.given_back():
-                self.places.give_back(task_id, wanted)
+        for report in self.ranks.receive(self.log) if self.ranks else ():
+            self._note_end(report, durable=True)
+            self._was_busy()
+        for task_id, wanted in self.ranks.given_back() if self.ranks else ():
+            self.places.give_back(task_id, wanted)
 
     def _was_busy(self) -> None:
-        self.busy_at = clock.now()
-        self.nothing_to_claim = False
+        self.busy_at, self.nothing_to_claim = clock.now(), False
 
     def _record_ends(self) -> None:
         """Write how tasks ended, after their slots were filled anew; on a full disk, later."""
         try:
-            for report in self.crew.reports():
+            for report in self.crew.reports(self.places.settled):
                 self._note_end(report, durable=self.crew.durable)
         except (FileSystemFault, OSError) as fault:
             self._pause(fault)
@@ -360,6 +357,8 @@ class Launcher:
             self.picker.claimer.refresh()
             self.nothing_to_claim = False
             self._tell_why(now)
+            if self.settings.launcher_too_large == "reject":
+                self.places.reject(self.picker.too_large(SLICE_FAR))
         if self.ends_at and not self.interrupting:
             self._mind_the_time(now)
         if not self.batch.moving:
@@ -486,8 +485,8 @@ class Launcher:
             self.hands.recall(got)
             if self.ranks:
                 self.ranks.recall()
-            count = self.running_count
-            self.log(f"draining: {count} tasks still run; Ctrl-C again interrupts them")
+            still = f"{self.running_count} tasks still run"
+            self.log(f"draining: {still}; Ctrl-C again interrupts them")
         elif not self.interrupting:
             self._interrupt(f"{got.name} came")
         self.tick_at = 0.0

@@ -74,11 +74,17 @@ class Kill(Message):
     """The lease is lost: kill what runs, write nothing more."""
 
 
+class Sweep(Message):
+    """The mpirun of a task ended badly: kill what it left on this node."""
+
+    task_id: str
+
+
 class End(Message):
     """It is over."""
 
 
-Order = Welcome | Run | Follow | Ask | Beat | Recall | Stop | Kill | End
+Order = Welcome | Run | Follow | Ask | Beat | Recall | Stop | Kill | Sweep | End
 
 
 # -- from a rank to the leader -------------------------------------------------------------------
@@ -127,6 +133,12 @@ class Ended(Message):
     line: bytes
 
 
+class Swept(Message):
+    """Nothing of a task is left here."""
+
+    task_id: str
+
+
 class Alive(Message):
     """The rank lives; the longest grace of its tasks."""
 
@@ -143,7 +155,7 @@ class Bye(Message):
     """The last word of a rank."""
 
 
-Said = Free | Took | Back | Gone | Ended | Alive | Log | Bye
+Said = Free | Took | Back | Gone | Ended | Swept | Alive | Log | Bye
 
 _ORDERS = msgspec.msgpack.Decoder(list[Order])
 _SAID = msgspec.msgpack.Decoder(list[Said])

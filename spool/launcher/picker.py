@@ -189,6 +189,18 @@ class Picker:
     def _ahead_allowed(self) -> int:
         return min(AHEAD_MOST, int(self.rate * AHEAD_S))
 
+    def too_large(self, limit: int) -> Iterator[Held]:
+        """Claim up to `limit` tasks that would not fit these nodes if they were empty."""
+        wanted = Shape()
+
+        def wants(shape: Shape) -> int:
+            nonlocal wanted
+            wanted = shape
+            return 0 if self.book.fits_ever(shape) else limit
+
+        for task_id in self.claimer.take(wants, limit):
+            yield task_id, wanted
+
     def waiting_shapes(self) -> set[Shape]:
         """The shapes in READY, as last listed, that this launcher would take."""
         now = clock.now()

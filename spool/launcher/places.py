@@ -8,7 +8,7 @@ Fails  LeaseLost; FileSystemFault, OSError: the machine or the disk refuses for 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from spool.errors import FileSystemFault
@@ -16,6 +16,7 @@ from spool.launcher import clock
 from spool.launcher.book import Book, Grants
 from spool.launcher.crew import Crew, Started
 from spool.launcher.gate import Gate
+from spool.launcher.run import Running
 from spool.queue import claim, layout, processes, shape, takeover
 from spool.queue.layout import State
 from spool.queue.owner import Owner
@@ -92,6 +93,8 @@ class Places:
         """
         any_ended = False
         for running in self.crew.reap(others):
+            if self.ranks and running.shape.mpi and _ended_badly(running):
+                self.ranks.sweep(running.task.id, [grant.node for grant in running.grants])
             self._free(running.task.id, running.grants)
             any_ended = True
         return any_ended
@@ -115,6 +118,10 @@ class Places:
             self.gate.give(task_id)
             takeover.settle_lost(self.owner, task_id)
 
+    def settled(self, task_id: str) -> bool:
+        """Whether nothing of a task that has ended can be left on any node."""
+        return self.ranks is None or task_id not in self.ranks.sweeping
+
     @property
     def mpiruns_left(self) -> int:
         """How many more mpiruns there may be."""
@@ -128,7 +135,21 @@ class Places:
         self.mpirun_at = now + self.every_s
         return True
 
+    def reject(self, claimed: Iterable[tuple[str, Shape]]) -> None:
+        """File tasks that fit no node here under FAILED/rejected."""
+        for task_id, wanted in claimed:
+            has = max(self.book.nodes, key=lambda node: len(node.cpus))
+            needed = shape.print_shape(wanted)
+            here = f"{len(self.book.nodes)} nodes of up to {len(has.cpus)} cores"
+            why = f"asks for {needed}, which fits nowhere on {here}; see too_large in spool.toml"
+            claim.reject(self.owner, task_id, why)
+
     def give_back(self, task_id: str, wanted: Shape) -> None:
         """Return a claimed task that never started to its lane: no line is written."""
         lane = shape.lane(wanted, layout.shard_of(task_id))
         claim.hand_on(self.owner, task_id, Place(State.READY, lane))
+
+
+def _ended_badly(running: Running) -> bool:
+    """Whether an mpirun did not end by itself, with all its ranks."""
+    return running.end is None or running.end["what"] != "exit" or running.end.get("code") != 0

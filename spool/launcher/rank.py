@@ -23,6 +23,7 @@ from spool.launcher.post import Post
 from spool.launcher.ranks import BEAT_S, MEET_S
 from spool.launcher.run import Running, Starter
 from spool.queue import owner as owners
+from spool.queue import processes
 from spool.queue import shape as shapes
 from spool.queue.layout import Tree
 from spool.queue.owner import Owner
@@ -155,6 +156,10 @@ class Rank:
             case orders.Stop():
                 self._recall()
                 self.crew.stop_all(order.why)
+            case orders.Sweep():
+                if not processes.kill_task(order.task_id):
+                    self._log(f"{order.task_id}: left a rank that cannot be killed")
+                self.post.add(0, orders.Swept(order.task_id))
             case orders.Kill():
                 self.crew.kill_everything()
                 self._part()

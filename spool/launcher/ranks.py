@@ -55,6 +55,7 @@ class Ranks:
         self.graces = [0.0] * len(nodes)
         self.heard = [clock.now()] * len(nodes)
         self.dead: set[int] = set()
+        self.sweeping: dict[str, set[int]] = {}
         self._back: list[tuple[str, Shape]] = []
         self._beat_at = 0.0
 
@@ -71,7 +72,7 @@ class Ranks:
     @property
     def busy(self) -> int:
         """Tasks that are with a rank, or on their way."""
-        return len(self.placed)
+        return len(self.placed) + len(self.sweeping)
 
     @property
     def longest_grace_s(self) -> float:
@@ -112,6 +113,20 @@ class Ranks:
         self.followers[found] += 1
         self._order(found, orders.Follow(task_id, shapes.print_shape(shape)))
         return True
+
+    def sweep(self, task_id: str, nodes: Sequence[int]) -> None:
+        """Let the ranks of these nodes kill what an mpirun left there."""
+        asked = {node for node in nodes if node and node not in self.dead}
+        if asked:
+            self.sweeping[task_id] = asked
+        for rank in asked:
+            self._order(rank, orders.Sweep(task_id))
+
+    def _swept(self, task_id: str, rank: int) -> None:
+        left = self.sweeping[task_id]
+        left.discard(rank)
+        if not left:
+            del self.sweeping[task_id]
 
     def ask(self, verb: str, task_id: str, said: dict[str, Any]) -> bool:
         """Pass a request on to the rank that has a task; False if none has."""
@@ -173,6 +188,8 @@ class Ranks:
                 self._forget(said.task_id)
             case orders.Alive():
                 self.graces[rank] = said.longest_grace_s
+            case orders.Swept():
+                self._swept(said.task_id, rank)
             case orders.Log():
                 log(f"{self.nodes[rank].name or f'rank {rank}'}: {said.text}")
 
@@ -211,6 +228,8 @@ class Ranks:
     def bury(self, rank: int) -> list[str]:
         """A rank is dead: the tasks it had. Its node's room is never given again."""
         self.dead.add(rank)
+        for task_id in [one for one, left in self.sweeping.items() if rank in left]:
+            self._swept(task_id, rank)
         tasks = [task_id for task_id, placed in self.placed.items() if placed.rank == rank]
         for task_id in tasks:
             del self.placed[task_id]

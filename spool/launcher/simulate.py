@@ -161,7 +161,7 @@ class Simulated:
             self.ended.append(one)
             yield one
 
-    def reports(self) -> Iterator[Report]:
+    def reports(self, settled: Callable[[str], bool]) -> Iterator[Report]:
         """Write their lines, as their nodes would, at no charge for the leader."""
         while self.ended:
             one, operations, jumped = self.ended.popleft(), self.operations, clock.ahead()
