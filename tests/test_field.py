@@ -85,7 +85,6 @@ def test_the_grants_of_other_nodes_are_not_ours() -> None:
     assert own == nodes.this_node()
 
 
-@pytest.mark.xfail(strict=True, reason="field.own_node does not look at the GPUs of the grant")
 def test_no_more_gpus_than_were_granted_are_offered() -> None:
     assert len(own_node(Size(), Settings(), granted(gpus=1)).gpus) == 1
 

@@ -251,7 +251,6 @@ def test_a_limit_everywhere_and_one_per_node_both_hold(tree: Tree) -> None:
     assert [started(gate, book, tags=["io"]) is not None for _ in range(2)] == [True, False]
 
 
-@pytest.mark.xfail(strict=True, reason="gate.limits_of forgets what it saw at its first answer")
 def test_a_task_that_found_no_room_at_first_is_still_under_its_limits(tree: Tree) -> None:
     allow(tree, '"tag:io" = 1')
     gate = open_gate(tree)
@@ -261,7 +260,6 @@ def test_a_task_that_found_no_room_at_first_is_still_under_its_limits(tree: Tree
     assert gate.limits_of(task_id, wanted) == first
 
 
-@pytest.mark.xfail(strict=True, reason="gate.looks does not ask whether a lane's names are hashed")
 @pytest.mark.parametrize(
     ("limit", "keys"),
     [
@@ -407,9 +405,6 @@ def test_a_launcher_whose_selection_means_nothing_says_so_at_once(
     assert files.names(tree.folder("launchers")) == []
 
 
-@pytest.mark.xfail(
-    strict=True, reason="entry.nothing_selected reads a tag as a glob; Gate does not"
-)
 def test_a_tag_means_just_itself_when_a_launcher_looks_for_it(tree: Tree) -> None:
     one(tree, tags=["a"])
     assert entry.nothing_selected(tree, Wishes(tags=("b",)))
@@ -475,7 +470,6 @@ def test_a_launcher_that_starts_nothing_says_why_again_and_again(tree: Tree) -> 
     assert "3 of another workflow" in line
 
 
-@pytest.mark.xfail(strict=True, reason="picker.tally asks why_not alone: no limit and no tag")
 def test_a_launcher_says_so_where_its_tag_is_the_reason(tree: Tree) -> None:
     one(tree)
     told = log_of_an_idle_launcher(tree, tags=("a",))
@@ -483,7 +477,6 @@ def test_a_launcher_says_so_where_its_tag_is_the_reason(tree: Tree) -> None:
     assert "tag" in told.partition("1 ready")[2].splitlines()[0]
 
 
-@pytest.mark.xfail(strict=True, reason="a task given back for want of a token counts as work")
 def test_a_launcher_whose_tasks_all_wait_for_a_limit_leaves_when_its_time_is_up(tree: Tree) -> None:
     allow(tree, '"workflow:w" = 0')
     one(tree, workflow="w")

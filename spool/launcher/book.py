@@ -139,10 +139,11 @@ class Book:
             self.rooms[number].kept = shape
             self._renew(number)
 
-    def _lacks(self, number: int, shape: Shape) -> tuple[int, int]:
-        """What a node would still have to get back for a task: cores, GPUs."""
+    def _lacks(self, number: int, shape: Shape) -> tuple[int, int, int]:
+        """What a node would still have to get back for a task: cores, GPUs, megabytes."""
         room = self.rooms[number]
-        return max(0, needs(shape) - len(room.cpus)), max(0, shape.gpus - len(room.gpus))
+        cores, gpus = needs(shape) - len(room.cpus), shape.gpus - len(room.gpus)
+        return max(0, cores), max(0, gpus), max(0, shape.memory_mb - room.memory_mb)
 
     # -- the tree of maxima ----------------------------------------------------------------------
 

@@ -120,7 +120,9 @@ def nothing_selected(tree: Tree, wishes: Wishes) -> str:
     if not wishes.workflow and not wishes.tags:
         return ""
     states = (State.READY, State.WAITING, State.RUNNING)
-    wanted = Selection(states=states, workflow=_exact(wishes.workflow), tags=wishes.tags)
+    wanted = Selection(
+        states=states, workflow=_exact(wishes.workflow), tags=tuple(map(_exact, wishes.tags))
+    )
     everything = Selection(states=states)
     for number, spot in enumerate(select.find(tree, everything)):
         if number >= LOOKED_AT or select.matches(tree, spot, wanted, ()):

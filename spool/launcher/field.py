@@ -103,6 +103,8 @@ def own_node(size: Size, settings: Settings, granted: Allocation) -> Node:
     place = _number(granted.nodes, os.uname().nodename)
     if size.cores is None and 0 <= place < len(granted.cores):
         here = replace(here, cpus=here.cpus[: granted.cores[place]])
+    if size.gpus is None and granted.gpus is not None:
+        here = replace(here, gpus=here.gpus[: granted.gpus])
     if size.memory_mb is None and granted.memory_mb:
         here = replace(here, memory_mb=min(here.memory_mb, granted.memory_mb))
     name = granted.nodes[place] if place >= 0 else ""

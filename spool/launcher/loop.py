@@ -75,11 +75,10 @@ class Launcher:
         self.book = Book(field.nodes)
         self.claimed: deque[Held] = deque()
         self.draining = self.interrupting = self.nothing_to_claim = False
-        self.slept_s, self.counted = 0.0, 0
+        self.slept_s, self.counted, self.last_word = 0.0, 0, ""
         self.began = self.busy_at = clock.now()
         self.ends_at = self.began + wishes.time_limit_s if wishes.time_limit_s else 0.0
         self.tick_at = self.paused_until = self.pace_at = 0.0
-        self.last_word = ""
 
     # -- from the first heartbeat to the last ----------------------------------------------------
 
@@ -276,12 +275,13 @@ class Launcher:
 
     def _start(self, task_id: str, wanted: Shape) -> bool:
         """Start a claimed task if there is room; False: it is still only claimed."""
+        before = self.places.started
         try:
             dealt_with = self.places.start(task_id, wanted)
         except (FileSystemFault, OSError) as fault:
             self._pause(fault)
             return False
-        self.busy_at = clock.now() if dealt_with else self.busy_at
+        self.busy_at = clock.now() if self.places.started > before else self.busy_at
         return dealt_with
 
     def _claim_more(self) -> int:

@@ -216,11 +216,17 @@ class Picker:
         """How many tasks are READY and why none of them starts, in one line."""
         now, counts, more = clock.now(), Counter[str](), len(self.claimer.lanes) - COUNTED_LANES
         for lane in self.claimer.lanes[:COUNTED_LANES]:
-            why = self.why_not(shapes.parse(lane)[0], now) or "waiting for room"
+            why = self.why_not(shapes.parse(lane)[0], now) or self._waits(shapes.parse(lane)[0])
             counts[why] += self.claimer.count(lane)
         words = [f"{count:,} {why}" for why, count in counts.most_common()]
         words += [f"{more:,} lanes more were not counted"] if more > 0 else []
         return f"no start for a while: {counts.total():,} ready: {'; '.join(words) or 'nothing'}"
+
+    def _waits(self, shape: Shape) -> str:
+        if not self.may(shape):
+            return "waiting for a limit of spool.toml"
+        room = "waiting for room"
+        return f"without our tags, waiting for a limit or {room}" if self.suits else room
 
     def may_claim_ahead(self, held: int) -> bool:
         """Whether tasks go so fast that more should lie claimed than the `held` that do."""
