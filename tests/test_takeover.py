@@ -16,9 +16,11 @@ import pytest
 from conftest import all_ids, eventually, make_tree, where
 from crashing import claimed, far_owner, in_child, line, one, start_owner
 
+from spool import config
 from spool.config import trusted_users
 from spool.errors import DiskFull, LeaseLost
 from spool.queue import claim, files, layout, processes, takeover, tasks
+from spool.queue import owner as owner_module
 from spool.queue.layout import State, Tree
 from spool.queue.owner import Owner, read_record
 from spool.queue.takeover import Observer, Verdict, take_over
@@ -502,3 +504,96 @@ def test_holder_names_who_has_a_group() -> None:
     assert takeover.holder("a") == "a"
     assert takeover.holder("a~b") == "b"
     assert layout.claims_group("a~b", "c") == "a~c"
+
+
+# -- owners of several nodes ---------------------------------------------------------------------
+
+
+def own_kind(tree: Tree, pid: int, **record: object) -> str:
+    """An owner of this host under a process number that is nobody's or ours, with this record."""
+    place = owner_module.here()
+    name = layout.owner_name("launcher", place.host, place.boot, pid)
+    whole = {"owner": name, "kind": "launcher", "host": place.host, "pid": pid, **record}
+    one = Owner(tree, config.load(tree.root), name, whole)
+    files.make_folder(tree.owner(name, layout.INBOX))
+    files.write_new(tree.owner(name, layout.HEARTBEAT), b"0")
+    one.write_record()
+    files.make_folder(one.claims)
+    return name
+
+
+NOBODY = 2**22 + 1  # above any process number there can be
+
+
+def test_a_leader_gone_from_this_host_is_dead_where_all_its_ranks_were_here(
+    tree: Tree, owner: Owner
+) -> None:
+    name = own_kind(tree, NOBODY, boots=[owner_module.here().boot])
+    assert Observer(owner).verdict(name) is Verdict.DEAD
+
+
+def test_a_leader_gone_from_this_host_is_not_yet_dead_where_it_had_ranks_elsewhere(
+    tree: Tree, owner: Owner, clock: Clock
+) -> None:
+    name = own_kind(tree, NOBODY, boots=[owner_module.here().boot, "0123abcd"], dead_s=1000.0)
+    observer = Observer(owner, clock)
+    assert observer.verdict(name) is Verdict.UNDECIDED
+    for _ in range(99):
+        clock.now += 10.0
+        assert observer.verdict(name) is Verdict.UNDECIDED  # its guards there may not have struck
+    clock.now += 20.0
+    assert observer.verdict(name) is Verdict.DEAD
+
+
+def test_ranks_elsewhere_matter_no_more_once_their_nodes_were_swept(
+    tree: Tree, owner: Owner
+) -> None:
+    name = own_kind(tree, NOBODY, boots=["0123abcd"], swept=True)
+    assert Observer(owner).verdict(name) is Verdict.DEAD
+
+
+@pytest.mark.parametrize(
+    ("word", "verdict"),
+    [(True, Verdict.DEAD), (False, Verdict.UNDECIDED), (None, Verdict.UNDECIDED)],
+)
+def test_the_batch_system_s_word_is_the_best_evidence_and_is_asked_for_now_and_then(
+    tree: Tree, owner: Owner, clock: Clock, word: bool | None, verdict: Verdict
+) -> None:
+    asked = []
+
+    def over(system: str, job: str) -> bool | None:
+        asked.append((system, job))
+        return word
+
+    far = far_owner(tree, allocation={"system": "slurm", "job": "17"})
+    observer = Observer(owner, clock, over)
+    for _ in range(3):
+        assert observer.verdict(far.name) is verdict
+        clock.now += 1.0
+    assert asked == [("slurm", "17")]
+    clock.now += 60.0
+    observer.verdict(far.name)
+    assert len(asked) == 2
+
+
+def test_an_owner_s_own_patience_counts_where_it_is_longer_than_ours(
+    tree: Tree, owner: Owner, clock: Clock
+) -> None:
+    far = far_owner(tree, dead_s=2 * config.Settings().lease_dead_s)
+    observer = Observer(owner, clock)
+    observer.verdict(far.name)
+    for _ in range(30):
+        clock.now += 10.0
+        assert observer.verdict(far.name) is not Verdict.DEAD
+    for _ in range(30):
+        clock.now += 10.0
+        last = observer.verdict(far.name)
+    assert last is Verdict.DEAD
+
+
+def test_a_task_of_a_node_that_died_is_lost_and_goes_back(tree: Tree, owner: Owner) -> None:
+    task = claimed(owner, one(tree))
+    line(task, "start", attempt=1, owner=owner.name)
+    takeover.settle_lost(owner, task.id)
+    assert where(tree, task.id).startswith("READY/")
+    assert "lost" in crashing.words_of(tree, task.id)

@@ -13,7 +13,18 @@ from typing import NamedTuple
 
 from spool.config import Settings, trusted_users
 from spool.errors import ManifestError, SpoolError
-from spool.queue import advance, claim, files, layout, owner, processes, shape, takeover, tasks
+from spool.queue import (
+    advance,
+    claim,
+    files,
+    layout,
+    limits,
+    owner,
+    processes,
+    shape,
+    takeover,
+    tasks,
+)
 from spool.queue.layout import FINAL, State, Tree
 from spool.queue.owner import Owner
 from spool.queue.place import Place
@@ -43,6 +54,7 @@ def check(tree: Tree, settings: Settings, *, repair: bool, deep: bool) -> Iterat
         yield from _queued(me, repair)
         yield from _final(me, repair, deep)
         yield from _door(tree)
+        yield from _tokens(tree, repair)
         if repair:
             for path in advance.empty_groups(tree):
                 files.remove_folder(path)
@@ -77,6 +89,14 @@ def _folders(tree: Tree, repair: bool) -> Iterator[Finding]:
         if not files.is_folder(path):
             done = repair and files.make_folder(path)
             yield Finding(path, "is missing", "made again", done)
+
+
+def _tokens(tree: Tree, repair: bool) -> Iterator[Finding]:
+    """Tokens of limits that are nowhere: a person or a power cut has removed them."""
+    found = limits.lost(tree)
+    done = set(limits.restore(tree)) if repair and found else set()
+    for token in found:
+        yield Finding(tree.folder(layout.LIMITS), f"{token} is lost", "made again", token in done)
 
 
 # -- owners --------------------------------------------------------------------------------------
