@@ -1,1 +1,4 @@
-"""report - tables and the live line: what a person sees."""
+"""report - what a person sees: tables, the live line, and what the journals add up to.
+
+ends one line of a journal · series (pure) throughput, use, waiting · picture · tables · live
+"""
