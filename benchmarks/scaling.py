@@ -59,7 +59,7 @@ def weak(scale: Scale) -> list[Line]:
         nodes = nodes // 8 if scale.quick else nodes
         count = nodes * CORES * EACH
         print(f"weak scaling: {nodes} nodes, {count:,} tasks ...", file=sys.stderr, flush=True)
-        tree = spools.make(scale.place.fresh(f"weak-{nodes}"))
+        tree = scratch(scale.place.fresh(f"weak-{nodes}"))
         spools.submit(tree, count, "--time-estimate", f"{LASTS:.0f}s")
         told = simulated(tree, f"nodes={nodes},cores={CORES},spread={SPREAD}")
         lasts = [lasting(task_id, LASTS) for task_id in finished(tree)]
@@ -99,7 +99,7 @@ def carried(scale: Scale) -> list[Line]:
     lines = []
     for latency in LATENCIES_MS:
         count = scale.tasks(100_000 if latency < 0.05 else round(8_000 / latency**0.5))
-        tree = spools.make(scale.place.fresh(f"carried-{latency}"))
+        tree = scratch(scale.place.fresh(f"carried-{latency}"))
         spools.submit(tree, count)
         told = simulated(tree, f"nodes=1024,cores={CORES},latency={latency / 1000}s")
         rate = count / told["virtual_s"]
@@ -109,6 +109,14 @@ def carried(scale: Scale) -> list[Line]:
             Line(name, f"{rate:,.0f}/s", value=rate, wanted=wanted, note="claims and finishes")
         )
     return lines
+
+
+def scratch(folder: str) -> Tree:
+    """A spool in which tasks may be finished that never ran."""
+    tree = spools.make(folder)
+    with open(tree.settings, "w") as file:
+        file.write("format = 1\n[launcher]\nsimulate = true\n")
+    return tree
 
 
 def simulated(tree: Tree, scene: str) -> dict[str, float]:

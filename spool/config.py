@@ -38,6 +38,7 @@ format = 1
 # reserve_cores = 0        # on each node, left to the system
 # reserve_gpus = 0
 # reserve_memory = "0M"
+# simulate = false         # whether --simulate may finish tasks here that never run
 
 [limits]
 # How many tasks may run at once over the whole spool, however many launchers there are; 0: none.
@@ -86,6 +87,7 @@ class Settings(Limited, frozen=True):
     launcher_reserve_cores: int = 0
     launcher_reserve_gpus: int = 0
     launcher_reserve_memory_mb: int = 0
+    launcher_simulate: bool = False
 
 
 _WORDS = {
@@ -183,7 +185,7 @@ def _kind(name: str, default: Any) -> str:
         return name
     if name.endswith("_mb"):
         return "memory"
-    return {str: "text", int: "count", float: "duration"}[type(default)]
+    return {str: "text", bool: "flag", int: "count", float: "duration"}[type(default)]
 
 
 def _value(kind: str, value: Any, where: str) -> Any:
@@ -193,6 +195,10 @@ def _value(kind: str, value: Any, where: str) -> Any:
     if kind == "text" or kind in _WORDS:
         if not isinstance(value, str) or not value.strip():
             raise SpoolError(f"{where}: expected a text, got {value!r}")
+        return value
+    if kind == "flag":
+        if not isinstance(value, bool):
+            raise SpoolError(f"{where}: expected true or false, got {value!r}")
         return value
     if kind == "count":
         if type(value) is not int or value < 0:

@@ -6,15 +6,21 @@ import json
 import time
 
 import pytest
-from conftest import run_spool, where
+from conftest import make_tree, run_spool, where
 from crashing import history_of, words_of
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spool.api import Spool
 from spool.errors import SpoolError
 from spool.launcher import clock, simulate
 from spool.launcher.simulate import Scene, scene_of
 from spool.queue import journal
+
+
+@pytest.fixture
+def tree(tmp_path):
+    return make_tree(tmp_path / "spool", "[launcher]\nsimulate = true\n")
 
 
 def simulated(tree, scene, *words):
@@ -95,6 +101,14 @@ def test_at_the_end_of_its_time_all_go_back(tree, spool):
     assert told["FINISHED"] == 1
     assert where(tree, task).startswith("FINISHED/") and where(tree, other).startswith("READY/")
     assert history_of(tree, task)[-1]["what"] == "exit"
+
+
+def test_a_spool_whose_tasks_are_real_is_not_simulated(tmp_path):
+    tree = make_tree(tmp_path / "real")
+    task = Spool(tree.root).submit(["x"]).id
+    done = run_spool(tree.root, "launcher", "--simulate", "nodes=2")
+    assert done.returncode == 1 and "simulate = true" in done.stderr
+    assert where(tree, task).startswith("READY/")
 
 
 def test_what_is_uncharged_takes_no_virtual_time():

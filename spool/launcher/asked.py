@@ -19,6 +19,8 @@ from spool.queue import claim, files, manifest, takeover
 from spool.queue.owner import Owner
 from spool.queue.tasks import Task
 
+OF_TASKS, OF_OURSELVES = ("cancel", "change"), ("drain", "stop")
+
 
 def of_running(
     owner: Owner, stops: Stops, verb: str, running: Running, said: dict[str, Any]
@@ -43,7 +45,7 @@ def requests(owner: Owner) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Each request in the inbox: verb, id and what it says; it is removed once dealt with."""
     for name in owner.requests():
         verb, _, task_id = name.partition(".")
-        if verb in ("cancel", "change") and task_id:
+        if verb in (*OF_TASKS, *OF_OURSELVES) and task_id:
             yield verb, task_id, read(owner, verb, task_id)
         files.unlink(owner.tree.request(owner.name, verb, task_id))
 

@@ -29,6 +29,10 @@ from spool.queue.select import Selection
 FENCE_IN_ALLOCATION_S, DEAD_IN_ALLOCATION_S = 1800.0, 3600.0
 LOOKED_AT = 10_000
 LOST_LEASE = 4
+ONLY_SIMULATED = (
+    "{}: --simulate would file tasks as FINISHED that never ran. Make a spool of its own for that,"
+    " and write simulate = true under [launcher] in its spool.toml"
+)
 Say = Callable[[str], None]
 
 
@@ -59,6 +63,8 @@ def launch(tree: Tree, settings: Settings, wanted: Wanted, show: Any, say: Say) 
     if wanted.simulate:
         from spool.launcher import simulate
 
+        if not settings.launcher_simulate:
+            raise SpoolError(ONLY_SIMULATED.format(tree.root))
         try:
             return _run(tree, settings, simulate.field_of(wanted.simulate), wanted, show)
         finally:
@@ -67,11 +73,14 @@ def launch(tree: Tree, settings: Settings, wanted: Wanted, show: Any, say: Say) 
     for complaint in granted.complaints if not wanted.parent else ():
         say(complaint)
     settings, wanted = patient_leases(settings, granted), _with_end(wanted, granted)
-    if (claimed := starting.ranks_claimed(os.environ)) > 1 and not wanted.per_node:
+    claimed = starting.ranks_claimed(os.environ)
+    if claimed > 1 and not wanted.per_node:
         return _as_rank(tree, settings, wanted, granted, claimed, show, say)
     if not wanted.parent and not wanted.patient and (why := nothing_selected(tree, wanted.wishes)):
         raise SpoolError(why)
     names = _names(granted, wanted.nodes)
+    if claimed > 1:  # --per-node, and srun or mpiexec has started us on each already
+        names = [os.uname().nodename]
     if len(names) > 1 and wanted.per_node:
         words = [*_program(tree), *options(wanted), "--parent", str(os.getpid())]
         return starting.one_on_each(granted.system, names, words, say)

@@ -16,13 +16,14 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import NamedTuple
 
 import msgspec
 
 from spool.launcher import clock
 from spool.launcher.book import Book, Grants
+from spool.launcher.crew import Crew
 from spool.launcher.nodes import Node, fits_ever
 from spool.launcher.picker import Wishes
 from spool.queue.layout import Tree
@@ -60,8 +61,14 @@ class Hands:
     until then, as soon as nothing runs on them.
     """
 
-    def __init__(self, tree: Tree, nodes: Sequence[Node], wishes: Wishes) -> None:
-        self.tree = tree
+    def __init__(
+        self,
+        tree: Tree,
+        nodes: Sequence[Node],
+        wishes: Wishes,
+        log: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self.tree, self.log = tree, log
         self.wishes = wishes
         node, alone = nodes[0], len(nodes) == 1 and not wishes.hand_of
         self.parts = parts(node) if wishes.pin and alone else []
@@ -96,6 +103,27 @@ class Hands:
         if (smallest := self.smallest) is None:
             return False
         return all(not one.mpi and fits_ever(smallest, one) for one in shapes)
+
+    def share_out(self, book: Book, crew: Crew, ends_at: float) -> bool:
+        """Lend as soon as nothing runs on the cores; whether what we keep may be used."""
+        if not book.idle:
+            return False
+        self.lend(book, ends_at)
+        crew.children.ours.update(self.lent)
+        crew.starter.confine(self.kept())
+        if self.lent:
+            self.log(f"lent cores to {len(self.lent)} hands")
+        return True
+
+    def take_back(self, pid: int, status: int, book: Book, crew: Crew) -> dict[str, int]:
+        """A hand has ended: its cores are ours again; how many tasks it brought where."""
+        grants, counts = self.returned(pid, status)
+        crew.children.ours.discard(pid)
+        book.give(grants)
+        crew.starter.confine(self.kept())
+        if not self.lent:
+            self.log("all hands are back")
+        return counts
 
     def lend(self, book: Book, ends_at: float) -> None:
         """Give hands all of an idle node but our own part; `ends_at` as the picker's, 0: never."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 import signal
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -111,7 +111,7 @@ class Launcher:
             self.owner, self.settings, self.wishes, self.trusted, self.log
         )
         self.picker = Picker(Claimer(self.owner), self.book, self.wishes, self.ends_at)
-        self.hands = Hands(self.tree, self.field.nodes, self.wishes)
+        self.hands = Hands(self.tree, self.field.nodes, self.wishes, self.log)
         if self.field.crew:  # what is only simulated, no hand could run
             self.hands.parts, self.picker.ahead = [], lambda _: 0
         self.picker.no_mpi = lambda: self.field.no_mpi(self.settings)
@@ -262,7 +262,11 @@ class Launcher:
     def _start_what_fits(self) -> None:
         if not self.claimed or not self.book.free or clock.now() < self.paused_until:
             return
-        if self.hands.lending and not self.draining and not self._lend():
+        if (
+            self.hands.lending
+            and not self.draining
+            and not self.hands.share_out(self.book, self.crew, self.ends_at)
+        ):
             return
         passed: list[Held] = []
         while self.claimed and self.book.free and len(passed) < LOOK_AT:
@@ -372,7 +376,9 @@ class Launcher:
 
     def _answer_requests(self) -> None:
         for verb, task_id, said in asked.requests(self.owner):
-            if why := self._answer(verb, task_id, said):
+            if verb in asked.OF_OURSELVES:  # by whoever started us: srun passes no Ctrl-C on
+                self._heed(signal.SIGINT if verb == "drain" else signal.SIGTERM)
+            elif why := self._answer(verb, task_id, said):
                 self.log(f"{task_id}: {verb} was not possible: {why}")
 
     def _answer(self, verb: str, task_id: str, said: dict[str, Any]) -> str:
@@ -428,33 +434,11 @@ class Launcher:
             shapes = self.picker.waiting_shapes() | {wanted for _, wanted in self.claimed}
             self.hands.mind(now, rate, awake, shapes)
 
-    def _lend(self) -> bool:
-        """Share out our cores as soon as nothing runs on them; whether they may be used."""
-        if not self.book.idle:
-            return False
-        self.hands.lend(self.book, self.ends_at)
-        self._share_with(self.hands.lent)
-        return True
-
-    def _share_with(self, hands: Collection[int]) -> None:
-        """These are our hands now, and our cores those that they do not have."""
-        self.crew.children.ours.update(hands)
-        self.crew.starter.confine(self.hands.kept())
-        if hands:
-            self.log(f"lent cores to {len(hands)} hands")
-
     def _other_child(self, pid: int, status: int) -> None:
-        """A child that is no task has ended: if it is a hand, its cores are ours again."""
-        if pid not in self.hands.lent:
-            return
-        grants, counts = self.hands.returned(pid, status)
-        self.crew.children.ours.discard(pid)
-        self.book.give(grants)
-        self.counts.update(counts)  # what it did counts as ours
-        self._was_busy()
-        self.crew.starter.confine(self.hands.kept())
-        if not self.hands.lent:
-            self.log("all hands are back")
+        """A child that is no task has ended: what a hand did counts as ours."""
+        if pid in self.hands.lent:
+            self.counts.update(self.hands.take_back(pid, status, self.book, self.crew))
+            self._was_busy()
 
     # -- waiting and leaving ---------------------------------------------------------------------
 

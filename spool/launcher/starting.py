@@ -159,7 +159,7 @@ class Minder:
         self.tree, self.system, self.log = tree, system, log
         self.hosts = list(hosts)
         self.child: subprocess.Popen[bytes] | None = None
-        self.told_to_stop = False
+        self.told: list[str] = []
 
     def run(self, words: Sequence[str], ends: float | None) -> int:
         """Until it is over; the launcher's exit code. Raises SpoolError."""
@@ -169,7 +169,7 @@ class Minder:
         for _ in range(AGAIN_MOST):
             begun = time.monotonic()
             code = self._once(words)
-            if code in (0, 1, 2, 4) or self.told_to_stop:
+            if code in (0, 1, 2, 4) or self.told:
                 return code
             self._sweep()
             short = short + 1 if time.monotonic() - begun < YOUNG_S else 0
@@ -186,16 +186,27 @@ class Minder:
         own = [sys.executable, "-P", "-m", "spool.cli", "--spool", self.tree.root, "launcher"]
         whole = [*way.words, *own, *words, "--parent", str(os.getpid())]
         environment = clean_environment(dict(os.environ)) | NEEDED
-        self.child = subprocess.Popen(whole, env=environment, stdin=subprocess.DEVNULL)
+        self.child = subprocess.Popen(
+            whole,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            process_group=0,  # a terminal's Ctrl-C is for us alone: they would get it twice
+        )
         code = self.child.wait()
         self.child = None
         return 128 - code if code < 0 else code
 
     def _pass_on(self, number: int, _frame: object) -> None:
-        self.told_to_stop = True
-        if self.child is not None:
+        """The first Ctrl-C drains, the next signal stops; what still does not end is signalled."""
+        verb = "drain" if number == signal.SIGINT and not self.told else "stop"
+        names = self._launchers()
+        if names and verb not in self.told:
+            for name in names:
+                files.replace(self.tree.request(name, verb, "launcher"), b"{}")
+        elif self.child is not None:
             with suppress(ProcessLookupError):
-                self.child.send_signal(number)
+                self.child.send_signal(signal.SIGTERM)
+        self.told.append(verb)
 
     def _sweep(self) -> None:
         """Kill on every node what the launchers that we started left; then say so."""
@@ -277,12 +288,10 @@ def on_node(system: str, host: str) -> list[str]:
 def one_on_each(system: str, hosts: Sequence[str], words: Sequence[str], log: Log) -> int:
     """Run one independent launcher on each node; 0 if all ended well, else the worst exit code."""
     environment = clean_environment(dict(os.environ))
-    children = [
-        subprocess.Popen(
-            [*on_node(system, host), *words], env=environment, stdin=subprocess.DEVNULL
-        )
-        for host in hosts
-    ]
+    children = []
+    for host in hosts:
+        whole = [*on_node(system, host), *words, *(("--nodes", host) if host else ())]
+        children.append(subprocess.Popen(whole, env=environment, stdin=subprocess.DEVNULL))
 
     def pass_on(number: int, _frame: object) -> None:
         for child in children:

@@ -1,0 +1,165 @@
+"""Who starts a launcher's ranks: the words, the choice, and what a child is told in turn."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import eventually, make_tree
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spool import config
+from spool.commands.launcher import launcher_command
+from spool.errors import SpoolError
+from spool.launcher import entry, starting
+from spool.launcher.allocation import Allocation
+from spool.launcher.entry import Wanted
+from spool.launcher.field import Size
+from spool.launcher.mpirun import Flavour
+from spool.launcher.picker import Wishes
+from spool.launcher.starting import Way, ranks_claimed
+
+# -- am I one of several -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("environment", "count"),
+    [
+        ({}, 1),
+        ({"PMI_SIZE": "4", "PMI_RANK": "1"}, 4),
+        ({"OMPI_COMM_WORLD_SIZE": "8"}, 8),
+        ({"PMI_SIZE": "many"}, 1),
+        ({"PMI_SIZE": ""}, 1),
+        ({"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4"}, 4),
+        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, 1),  # a batch script is no step
+    ],
+)
+def test_the_environment_tells_how_many_were_started_together(environment, count):
+    assert ranks_claimed(environment) == count
+
+
+# -- words ---------------------------------------------------------------------------------------
+
+
+def test_srun_and_every_mpiexec_start_one_rank_on_each_node():
+    srun = starting._srun(["a", "b"], ("--mpi=pmi2",))
+    assert srun[:3] == ("srun", "--overlap", "-N") and "--nodelist=a,b" in srun
+    assert "--mpi=pmi2" in srun and "--ntasks-per-node=1" in srun
+    for name in ("hydra", "intel", "openmpi", "pals"):
+        words = starting._mpiexec(Flavour(name, "mpiexec"), ["a", "b"])
+        assert words[0] == "mpiexec" and words[-2:] == ("-n", "2")
+        assert "a,b" in words or "a:1,b:1" in words
+    assert starting._mpiexec(Flavour("aprun", "aprun"), ["a"]) == ()
+
+
+def test_what_fails_hangs_or_sees_the_wrong_world_is_not_chosen(tmp_path, monkeypatch):
+    said = []
+    good = tmp_path / "good"
+    good.write_text("#!/bin/sh\necho 2; echo 2\n")
+    lone = tmp_path / "lone"
+    lone.write_text("#!/bin/sh\necho 1; echo 1\n")
+    bad = tmp_path / "bad"
+    bad.write_text("#!/bin/sh\necho no such host >&2; echo ---- >&2; exit 3\n")
+    slow = tmp_path / "slow"
+    slow.write_text("#!/bin/sh\nexec sleep 60\n")
+    for one in (good, lone, bad, slow):
+        one.chmod(0o755)
+    order = [Way(one.name, (str(one),)) for one in (lone, bad, slow, tmp_path / "none", good)]
+    monkeypatch.setattr(starting, "TRY_S", 0.5)
+    monkeypatch.setattr(starting, "ways", lambda system, hosts: order)
+    assert starting.choose("", ["a", "b", "c"], said.append).name == "good"
+    assert said == ["ranks are started by good"]
+    monkeypatch.setattr(starting, "ways", lambda system, hosts: order[:-1])
+    with pytest.raises(SpoolError, match=r"lone: 1; bad: no such host; slow: hung .*; none: "):
+        starting.choose("", ["a", "b", "c"], said.append)
+
+
+def test_a_node_that_does_not_answer_is_told_from_those_that_do(tmp_path, monkeypatch):
+    fake = tmp_path / "ssh"
+    fake.write_text(
+        '#!/bin/sh\ncase $3 in up) shift 3; exec "$@";; slow) sleep 60;; *) exit 255;; esac\n'
+    )
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(starting, "SWEEP_S", 1.0)
+    begun = time.monotonic()
+    answers = starting.run_on_each("", ["up", "down", "slow", ""], ["true"])
+    assert answers == {"up": 0, "down": 255, "slow": 255, "": 0}
+    assert time.monotonic() - begun < 10
+
+
+# -- what a child is told ------------------------------------------------------------------------
+
+
+@given(
+    st.sampled_from(["auto", "serial", "mpi"]),
+    st.none() | st.integers(1, 99),
+    st.lists(st.sampled_from(["a", "b c", "-x", "*"]), max_size=2, unique=True),
+    st.booleans(),
+    st.sampled_from([None, 0.0, 2.5, 600.0]),
+)
+def test_a_child_is_told_just_what_its_parent_wants(mode, cores, tags, pin, idle_s):
+    wishes = Wishes(mode=mode, tags=tuple(tags), pin=pin, idle_s=idle_s, workflow="w")
+    wanted = Wanted(Size(cores, None, 512), wishes, ends=1234.0, quiet=True)
+    said = launcher_command.make_context("launcher", entry.options(wanted)).params
+    assert (said["mode"], said["cores"], said["gpus"]) == (mode, cores, None)
+    assert (said["tags"], said["pin"], said["workflow"]) == (tuple(tags), pin, "w")
+    assert (said["ends"], said["quiet"], said["memory"]) == (1234.0, True, "512M")
+    assert said["idle_timeout"] == ("never" if idle_s is None else f"{idle_s:g}")
+
+
+def test_the_sooner_end_counts(monkeypatch):
+    now = time.time()
+    granted = Allocation("slurm", "1", ends=now + 100)
+    for limit, left in ((0.0, 100), (50.0, 50), (500.0, 100)):
+        found = entry._with_end(Wanted(Size(), Wishes(time_limit_s=limit)), granted)
+        assert abs(found.wishes.time_limit_s - left) < 5
+    alone = entry._with_end(Wanted(Size(), Wishes()), Allocation(""))
+    assert alone.ends is None and alone.wishes.time_limit_s == 0
+
+
+def test_leases_are_longer_inside_an_allocation_unless_somebody_set_them():
+    plain, inside = config.Settings(), Allocation("slurm", "1")
+    assert entry.patient_leases(plain, inside).lease_dead_s == 3600
+    assert entry.patient_leases(plain, Allocation("")) == plain
+    own = config.Settings(lease_dead_s=500.0)
+    assert entry.patient_leases(own, inside) == own
+
+
+# -- the one who minds them ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_are_passed_on_and_what_runs_is_given_back(tmp_path, number):
+    if not (Path(sys.executable).parent / "mpiexec").exists():
+        pytest.skip("needs mpiexec beside python. Run: pip install mpi4py mpich")
+    from crashing import processes_of
+
+    from spool.api import Spool
+    from spool.queue import tasks
+    from spool.queue.layout import State
+
+    tree = make_tree(tmp_path / "spool", '[launcher]\nsync = "none"\n')
+    spool = Spool(tree.root)
+    for _ in range(4):
+        spool.submit(["sleep", "3" if number is signal.SIGINT else "60"], grace="1s")
+    words = ["--spool", tree.root, "launcher", "--nodes", "2", "--cores-per-node", "1"]
+    one = subprocess.Popen([sys.executable, "-m", "spool.cli", *words], stderr=subprocess.PIPE)
+    running = [sys.executable]
+    eventually(lambda: sum(1 for _ in tasks.spots(tree, (State.RUNNING,))) >= 2, "two run")
+    eventually(lambda: len(processes_of(tree)) >= 2, "as processes")
+    assert running
+    one.send_signal(number)
+    one.communicate(timeout=30)
+    assert one.returncode == 0
+    states = [spot.state for spot in tasks.spots(tree, tuple(State))]
+    ended = 2 if number is signal.SIGINT else 0  # a first Ctrl-C lets them end
+    assert states.count(State.FINISHED) == ended
+    assert states.count(State.READY) == 4 - ended
+    assert processes_of(tree) == []
