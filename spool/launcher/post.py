@@ -8,6 +8,7 @@ Fails  SpoolError: there is no MPI, or its world is not the one that was asked f
 
 from __future__ import annotations
 
+import signal
 from collections import deque
 from collections.abc import Iterator
 from typing import Any
@@ -16,11 +17,16 @@ import msgspec
 
 from spool.errors import SpoolError
 
+INIT_S = 180  # MPI_Init waits for all, and for ever where one of them does not come
+
 try:
     import mpi4py
 
     mpi4py.rc.thread_level = "funneled"
+    signal.alarm(INIT_S)
     from mpi4py import MPI
+
+    signal.alarm(0)
 except (ImportError, RuntimeError) as fault:
     raise SpoolError(
         f"MPI cannot be used here: {fault}. Run: pip install mpi4py mpich, or use --per-node"

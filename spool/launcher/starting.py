@@ -28,7 +28,7 @@ from spool.queue import files, layout, owner, processes
 from spool.queue.layout import State, Tree
 
 SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "PALS_SIZE", "MPI_LOCALNRANKS")
-TRY_S, SWEEP_S = 60.0, 30.0
+TRY_S, JOIN_S, PARTING_S, SWEEP_S = 60.0, 90.0, 10.0, 30.0
 AGAIN_MOST = 10
 YOUNG_S = 30.0  # a launcher that dies sooner than that, twice, is not started again
 LEFT_S = 60.0  # of its time below which starting again is not worth it
@@ -106,10 +106,15 @@ def mpiexecs() -> list[mpirun.Flavour]:
     return list(found.values())
 
 
-def choose(system: str, hosts: Sequence[str], log: Log) -> Way:
-    """The first way whose ranks see each other, tried on two nodes. Raises SpoolError."""
-    said: list[str] = []
+def choose(system: str, hosts: Sequence[str], log: Log, without: Sequence[str] = ()) -> Way:
+    """The first way whose ranks see each other, tried on two nodes. Raises SpoolError.
+
+    `without` names ways that are known not to work after all.
+    """
+    said = [f"{name}: its ranks did not come together" for name in without]
     for full, tried in zip(ways(system, hosts), ways(system, hosts[:2]), strict=True):
+        if full.name in without:
+            continue
         if (answer := sizes_seen(tried)) == "2":
             log(f"ranks are started by {full.name}")
             return full
@@ -148,7 +153,7 @@ def sizes_seen(way: Way) -> str:
 _PROBE = """
 import sys
 from mpi4py import MPI
-sys.stdout.write(f"{MPI.COMM_WORLD.size}\\n")
+sys.stdout.write(f"{len(MPI.COMM_WORLD.allgather(MPI.COMM_WORLD.rank))}\\n")
 """
 
 
@@ -160,6 +165,7 @@ class Minder:
         self.hosts = list(hosts)
         self.child: subprocess.Popen[bytes] | None = None
         self.told: list[str] = []
+        self.useless: list[str] = []
 
     def run(self, words: Sequence[str], ends: float | None) -> int:
         """Until it is over; the launcher's exit code. Raises SpoolError."""
@@ -182,7 +188,7 @@ class Minder:
         )
 
     def _once(self, words: Sequence[str]) -> int:
-        way = choose(self.system, self.hosts, self.log)
+        way = choose(self.system, self.hosts, self.log, self.useless)
         own = [sys.executable, "-P", "-m", "spool.cli", "--spool", self.tree.root, "launcher"]
         whole = [*way.words, *own, *words, "--parent", str(os.getpid())]
         environment = clean_environment(dict(os.environ)) | NEEDED
@@ -192,9 +198,23 @@ class Minder:
             stdin=subprocess.DEVNULL,
             process_group=0,  # a terminal's Ctrl-C is for us alone: they would get it twice
         )
+        if not self._came_together(self.child):
+            self.log(f"ranks started by {way.name} did not come together")
+            self.useless.append(way.name)
+            _end(self.child)
         code = self.child.wait()
         self.child = None
         return 128 - code if code < 0 else code
+
+    def _came_together(self, child: subprocess.Popen[bytes]) -> bool:
+        """Whether a launcher is there within JOIN_S, or it is over."""
+        deadline = time.monotonic() + JOIN_S
+        while time.monotonic() < deadline:
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(0.5)
+            if child.poll() is not None or self._launchers():
+                return True
+        return False
 
     def _pass_on(self, number: int, _frame: object) -> None:
         """The first Ctrl-C drains, the next signal stops; what still does not end is signalled."""
@@ -237,6 +257,15 @@ class Minder:
         if lost and len(lost) < len(self.hosts):
             self.log(f"going on without {', '.join(lost)}: no answer")
             self.hosts = [host for host in self.hosts if host not in lost]
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """End who starts ranks, who ends them; with KILL, if it must be."""
+    child.terminate()
+    try:
+        child.wait(PARTING_S)
+    except subprocess.TimeoutExpired:
+        child.kill()
 
 
 def run_on_each(system: str, hosts: Sequence[str], words: Sequence[str]) -> dict[str, int]:
