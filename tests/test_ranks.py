@@ -224,6 +224,36 @@ def test_a_disk_that_refuses_a_start_on_a_node_stops_nothing_else(tree, spool):
     assert where(tree, damaged).startswith("FAILED/rejected@")
 
 
+def test_followers_that_cannot_start_keep_nobody_waiting(tree, spool):
+    words = [["true"], ["no-such-program"], ["true"]]
+    ids = [task.id for task in spool.submit_many({"command": words[n % 3]} for n in range(3000))]
+    assert run_ranks(tree).returncode == 0
+    states = Counter(where(tree, task).partition("@")[0].partition("/2")[0] for task in ids)
+    assert states == {"FINISHED": 2000, "FAILED/exit-127": 1000}
+
+
+def test_a_rank_that_stalled_too_long_does_nothing_more_and_no_task_is_there_twice(tmp_path):
+    lease = '[lease]\nbeat = "0.5s"\nfence = "3s"\ndead = "5s"\n'
+    tree = make_tree(tmp_path / "spool", f'[launcher]\nsync = "none"\n{lease}')
+    spool = Spool(tree.root)
+    ids = [spool.submit(["sleep", "1"]).id for _ in range(60)]
+    one = begin(minded(tree))
+    eventually(lambda: count(tree, State.FINISHED) >= 8, "they run")
+    stalled = rank_pids(tree, leader=False)[0]
+    os.kill(stalled, signal.SIGSTOP)
+    try:
+        eventually(lambda: any("lost" in words_of(tree, task) for task in ids), "it is mourned")
+    finally:
+        os.kill(stalled, signal.SIGCONT)
+    one.communicate(timeout=120)
+    if one.returncode:  # MPI ended with the rank: the next launcher goes on
+        assert run_ranks(tree).returncode == 0
+    assert Counter(all_ids(tree)) == Counter(ids)
+    assert all(where(tree, task).startswith("FINISHED/") for task in ids)
+    assert all("vanished" not in words_of(tree, task) for task in ids)
+    assert processes_of(tree) == []
+
+
 def test_a_program_that_starts_mpi_by_itself_works_below_a_rank(tree, spool):
     program = "from mpi4py import MPI; print(MPI.COMM_WORLD.size)"
     alone = [spool.submit([sys.executable, "-c", program]).id for _ in range(NODES * CORES)]

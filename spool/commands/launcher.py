@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     help="Claim, place, record and move, but run nothing: time is virtual.",
 )
 @click.option("--hand-of", type=int, default=0, hidden=True, help="The launcher that lends cores.")
-@click.option("--parent", type=int, default=0, hidden=True, help="Who started us on our node.")
+@click.option("--parent", default="", hidden=True, help="Who started us on our node.")
 @click.option("--ends", type=float, hidden=True, help="When our time is up, since 1970.")
 @click.option("--quiet", is_flag=True, help="No live line, no summary.")
 @shared.as_json

@@ -21,7 +21,6 @@ from spool.launcher.allocation import Allocation
 from spool.launcher.field import Field, Size
 from spool.launcher.loop import Launcher
 from spool.launcher.picker import Wishes
-from spool.queue import owner as owners
 from spool.queue import select
 from spool.queue.layout import State, Tree
 from spool.queue.select import Selection
@@ -40,8 +39,8 @@ Say = Callable[[str], None]
 class Wanted:
     """What a person asked for. ends is when the time of those who started us is up.
 
-    parent is who started us as one of several, 0 for nobody; patient that an idle timeout was
-    given, so that a launcher waits for what is not there yet.
+    parent is the token of who started us as one of several, "" for nobody; patient that an idle
+    timeout was given, so that a launcher waits for what is not there yet.
     """
 
     size: Size
@@ -50,7 +49,7 @@ class Wanted:
     per_node: bool = False
     ends: float | None = None
     simulate: str = ""
-    parent: int = 0
+    parent: str = ""
     patient: bool = False
     quiet: bool = False
 
@@ -81,8 +80,9 @@ def launch(tree: Tree, settings: Settings, wanted: Wanted, show: Any, say: Say) 
     names = _names(granted, wanted.nodes)
     if claimed > 1:  # --per-node, and srun or mpiexec has started us on each already
         names = [os.uname().nodename]
-    if len(names) > 1 and wanted.per_node:
-        words = [*_program(tree), *options(wanted), "--parent", str(os.getpid())]
+    far = len(names) == 1 and bool(starting.on_node(granted.system, names[0]))
+    if far or (len(names) > 1 and wanted.per_node):
+        words = [*_program(tree), *options(wanted), "--parent", "each"]
         return starting.one_on_each(granted.system, names, words, say)
     if len(names) > 1 and wanted.wishes.mode != "mpi":
         minder = starting.Minder(tree, granted.system, names, say)
@@ -151,9 +151,11 @@ def _exact(name: str) -> str:
 
 def _run(tree: Tree, settings: Settings, place: Field, wanted: Wanted, show: Any) -> Launcher:
     if wanted.parent:
-        here = owners.here()
-        place.record["started_by"] = f"{here.host} {here.boot} {wanted.parent}"
-    one = Launcher(tree, settings, place, wanted.wishes, show)
+        place.record["started_by"] = wanted.parent
+    wishes = wanted.wishes
+    if wanted.ends is not None:  # the ranks may have taken their time to meet
+        wishes = replace(wishes, time_limit_s=max(1.0, wanted.ends - time.time()))
+    one = Launcher(tree, settings, place, wishes, show)
     one.run()
     return one
 

@@ -137,13 +137,15 @@ def reached_by_mpirun(node: Node, granted: Allocation, names: Sequence[str]) -> 
         replace(node, name=name, cpus=node.cpus[: cores.get(name, len(node.cpus))])
         for name in names
     ]
-    return Field(nodes, system=granted.system, record=_record(granted))
+    record = {**_record(granted), "boots": ["elsewhere"]}  # its ranks are where nobody looks
+    return Field(nodes, system=granted.system, record=record)
 
 
 def _record(granted: Allocation) -> dict[str, Any]:
     if not granted.system:
         return {}
-    return {"allocation": {"system": granted.system, "job": granted.job}}
+    cluster = os.environ.get("SLURM_CLUSTER_NAME", "")
+    return {"allocation": {"system": granted.system, "job": granted.job, "cluster": cluster}}
 
 
 def over_ranks(own: Node, size: Size, granted: Allocation) -> Field:

@@ -26,7 +26,8 @@ class Guard:
         read_end, self._pipe = os.pipe()
         os.set_inheritable(read_end, True)
         words = [sys.executable, "-I", "-S", processes.__file__, owner, str(fence_s), node]
-        unmarked = {k: v for k, v in os.environ.items() if k != processes.MARK}
+        marks = (processes.MARK, processes.MINDER)
+        unmarked = {k: v for k, v in os.environ.items() if k not in marks}
         actions = [
             (os.POSIX_SPAWN_DUP2, read_end, 0),
             # Whoever reads our own output shall see its end when we end.

@@ -231,8 +231,9 @@ class Launcher:
         for report in self.ranks.receive(self.log) if self.ranks else ():
             self._note_end(report, durable=True)
             self._was_busy()
-        for task_id, wanted in self.ranks.given_back() if self.ranks else ():
-            self.places.give_back(task_id, wanted)
+        while self.ranks and self.ranks.back:
+            self.places.give_back(*self.ranks.back[0])
+            self.ranks.back.popleft()
 
     def _was_busy(self) -> None:
         self.busy_at, self.nothing_to_claim = clock.now(), False
@@ -292,7 +293,8 @@ class Launcher:
         """Claim a slice; how many."""
         if self.draining or self.nothing_to_claim:
             return 0
-        if len(self.claimed) >= self.picker.ahead_low and self.book.kept_for is None:
+        ahead = sum(not wanted.mpi for _, wanted in self.claimed)
+        if ahead >= self.picker.ahead_low and self.book.kept_for is None:
             return 0
         if clock.now() < self.paused_until:
             return 0
@@ -301,7 +303,7 @@ class Launcher:
         if not self.picker.claimer.lanes:
             self.picker.claimer.refresh()
         self.picker.suits = self.gate.suits if self.gate.looks else None
-        self.picker.mpiruns = self.places.mpiruns_left
+        self.picker.mpiruns = self.places.mpiruns_left - (len(self.claimed) - ahead)
         count = 0
         for task_id, wanted in self.picker.claim(self.claimed, self.slice):
             self._receive(task_id, wanted)
@@ -351,6 +353,8 @@ class Launcher:
     def _tick(self) -> None:
         now = clock.now()
         self.tick_at = now + TICK_S
+        if self.ends_at and not self.interrupting:
+            self._mind_the_time(now)
         self.owner.beat_if_due()
         self.crew.beat()
         self.places.beat(now, self.log)
@@ -363,8 +367,6 @@ class Launcher:
             self._tell_why(now)
             if self.settings.launcher_too_large == "reject":
                 self.places.reject(self.picker.too_large(SLICE_FAR))
-        if self.ends_at and not self.interrupting:
-            self._mind_the_time(now)
         if not self.batch.moving:
             self.journal.write()
         if self.show:

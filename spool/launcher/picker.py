@@ -68,15 +68,15 @@ class Picker:
         self._plan = book
         self._ahead = 0
 
-    def why_not(self, shape: Shape, now: float) -> str:
-        """Why this launcher will not take a shape, "" if it may."""
+    def why_not(self, shape: Shape, now: float, *, any_size: bool = False) -> str:
+        """Why this launcher will not take a shape, "" if it may; `any_size`: were it no matter."""
         if shape.stage != "run":
             return "need a stager"
         if shape.mpi and (why := self._no_mpi()):
             return why
         if not shape.mpi and self.wishes.mode == "mpi":
             return "are serial, and this launcher runs MPI tasks only"
-        if not self.book.fits_ever(shape):
+        if not any_size and not self.book.fits_ever(shape):
             return "too large"
         if self.ends_at and shape.time_s > self.ends_at - now:
             return "too long for the time left"
@@ -102,6 +102,7 @@ class Picker:
         self.refused.clear()
         self._narrow()
         for task_id in self.claimer.take(self._wants, limit, self.suits):
+            self.mpiruns -= self._last.mpi
             yield task_id, self._last
             if self._plan is self.book:
                 self._ahead -= self._comes_ahead
@@ -196,7 +197,12 @@ class Picker:
         def wants(shape: Shape) -> int:
             nonlocal wanted
             wanted = shape
-            return 0 if self.book.fits_ever(shape) else limit
+            if self.book.fits_ever(shape) or self.why_not(shape, clock.now(), any_size=True):
+                return 0  # it fits, or is not ours to refuse
+            return limit
+
+        if self.suits is not None or self.wishes.mode != "auto":
+            return  # what is left to others is not ours to refuse
 
         for task_id in self.claimer.take(wants, limit):
             yield task_id, wanted

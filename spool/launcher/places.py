@@ -8,6 +8,7 @@ Fails  LeaseLost; FileSystemFault, OSError: the machine or the disk refuses for 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from spool.errors import FileSystemFault
 from spool.launcher import clock
 from spool.launcher.book import Book, Grants
 from spool.launcher.crew import Crew, Started
-from spool.launcher.gate import Gate
+from spool.launcher.gate import Gate, Limits
 from spool.launcher.run import Running
 from spool.queue import claim, layout, processes, shape, takeover
 from spool.queue.layout import State
@@ -43,6 +44,7 @@ class Places:
         self.started = 0
         self.start_at = clock.now()
         self.mpirun_at = 0.0
+        self.lost: deque[str] = deque()
 
     def start(self, task_id: str, wanted: Shape) -> bool:
         """Start a task if there is room; False: it is still only claimed."""
@@ -51,8 +53,7 @@ class Places:
         limits = self.gate.limits_of(task_id, wanted)
         if (grants := self.book.take(wanted, self.gate.allows(limits))) is None:
             return False
-        if not self.gate.take(task_id, limits, grants):
-            self.book.give(grants)
+        if not self._tokens_for(task_id, limits, grants):
             self.give_back(task_id, wanted)
             return True
         if self.ranks and grants[0].node and not wanted.mpi:
@@ -61,6 +62,16 @@ class Places:
             self._start_here(task_id, wanted, grants)
         self._count()
         return True
+
+    def _tokens_for(self, task_id: str, limits: Limits, grants: Grants) -> bool:
+        """Take a task's tokens; without them its room is free again."""
+        taken = False
+        try:
+            taken = self.gate.take(task_id, limits, grants)
+        finally:
+            if not taken:
+                self.book.give(grants)
+        return taken
 
     def _start_here(self, task_id: str, wanted: Shape, grants: Grants) -> None:
         try:
@@ -81,10 +92,9 @@ class Places:
 
     def follow(self, task_id: str, wanted: Shape) -> bool:
         """Send a task ahead to a rank, for the room of another; False if none may have it."""
-        if self.ranks is None or self.gate.tokens.limits or not self.ranks.follow(task_id, wanted):
+        if self.ranks is None or self.gate.tokens.limits or self.book.kept_for is not None:
             return False
-        self._count()
-        return True
+        return self.book.count(wanted, 1) == 0 and self.ranks.follow(task_id, wanted)
 
     def collect(self, others: Callable[[int, int], object]) -> bool:
         """Take back the room of tasks here that have ended; whether there were any.
@@ -92,6 +102,9 @@ class Places:
         Of children that are no task, `others(pid, status)`.
         """
         any_ended = False
+        if self.ranks and self.ranks.took:  # followers that have begun
+            self.started, self.ranks.took = self.started + self.ranks.took, 0
+            self.start_at = clock.now()
         for running in self.crew.reap(others):
             if self.ranks and running.shape.mpi and _ended_badly(running):
                 self.ranks.sweep(running.task.id, [grant.node for grant in running.grants])
@@ -101,12 +114,14 @@ class Places:
 
     def beat(self, now: float, log: Callable[[str], None]) -> None:
         """Now and then: return the tokens that nobody needs, look after the ranks."""
+        if self.ranks is not None:
+            self.ranks.beat(now)
         self.gate.tokens.rest()
         if self.ranks is None:
             return
-        self.ranks.beat(now)
         for rank in self.ranks.silent(now):
             self._mourn(rank, log)
+        self.settle_lost()
 
     def _mourn(self, rank: int, log: Callable[[str], None]) -> None:
         """A rank is dead, and by its guard what it ran: its tasks are lost."""
@@ -114,9 +129,14 @@ class Places:
         tasks = self.ranks.bury(rank)
         log(f"rank {rank} ({self.book.nodes[rank].name}) is dead; {len(tasks)} tasks are lost")
         processes.kill_marked(self.owner.name, node=str(rank))
-        for task_id in tasks:
-            self.gate.give(task_id)
-            takeover.settle_lost(self.owner, task_id)
+        self.lost.extend(tasks)
+
+    def settle_lost(self) -> None:
+        """Decide the tasks of ranks that have died."""
+        while self.lost:
+            self.gate.give(self.lost[0])
+            takeover.settle_lost(self.owner, self.lost[0])
+            self.lost.popleft()
 
     def settled(self, task_id: str) -> bool:
         """Whether nothing of a task that has ended can be left on any node."""

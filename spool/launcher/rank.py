@@ -49,6 +49,8 @@ class Rank:
         self.lines: dict[str, bytes] = {}
         self.over = self.stopping = False
         self.retry_at = self.tick_at = 0.0
+        self.turned_at = clock.now()
+        self.unheard: deque[Order] = deque()
 
     def run(self) -> None:
         """Until the leader says that it is over. Raises LeaseLost."""
@@ -59,6 +61,9 @@ class Rank:
                 self._turn()
                 self._wait()
         finally:
+            signal.signal(WAKE, signal.SIG_IGN)  # a thread of ours may ring once more
+            while signal.sigtimedwait(SIGNALS, 0):
+                pass
             signal.pthread_sigmask(signal.SIG_SETMASK, old_mask)
 
     def _join(self) -> None:
@@ -71,11 +76,11 @@ class Rank:
             if time.monotonic() > deadline:
                 raise SpoolError("the launcher's first rank did not answer")
             time.sleep(self.post.poll_s)
-        welcome, *rest = orders.ordered(came[0])
+        welcome, *rest = [order for raw in came for order in orders.ordered(raw)]
         assert isinstance(welcome, orders.Welcome)
         self._open(welcome, here.host)
-        for order in rest:
-            self._obey(order)
+        self.unheard.extend(rest)
+        self.turned_at = clock.now()
 
     def _open(self, welcome: orders.Welcome, host: str) -> None:
         record = {**welcome.record, "host": host}
@@ -92,6 +97,7 @@ class Rank:
 
     def _turn(self) -> None:
         try:
+            self._mind_the_gap()
             self._listen()
             if not self.over:
                 self._work()
@@ -100,10 +106,23 @@ class Rank:
             raise
         self.post.send()
 
+    def _mind_the_gap(self) -> None:
+        """Who stalled for the fence's time does nothing more: its tasks may be others' by now."""
+        now, before = clock.now(), self.turned_at
+        self.turned_at = now
+        if now - before >= self.settings.lease_fence_s:
+            raise LeaseLost(f"this rank stalled for {now - before:.0f} s")
+
     def _listen(self) -> None:
         for _, raw in self.post.received():
-            for order in orders.ordered(raw):
-                self._obey(order)
+            self.unheard.extend(orders.ordered(raw))
+        while self.unheard and not self.over:
+            try:
+                self._obey(self.unheard[0])
+            except (FileSystemFault, OSError) as fault:  # it is tried again
+                self._pause(fault)
+                return
+            self.unheard.popleft()
 
     def _work(self) -> None:
         for running in self.crew.reap(lambda pid, status: None):
@@ -154,6 +173,7 @@ class Rank:
             case orders.Recall():
                 self._recall()
             case orders.Stop():
+                self.stopping = True
                 self._recall()
                 self.crew.stop_all(order.why)
             case orders.Sweep():
@@ -173,20 +193,25 @@ class Rank:
         self.post.send()
         self.over = True
 
-    def _start(self, task_id: str, shape: Shape, grants: Grants) -> None:
+    def _start(self, task_id: str, shape: Shape, grants: Grants) -> bool:
+        """Whether the task has its room now: it runs, or is tried again."""
+        if self.stopping:
+            self.post.add(0, orders.Back(task_id))
+            return False
         if self.waiting or clock.now() < self.retry_at:
             self.waiting.append((task_id, shape, grants))
-            return
+            return True
         try:
             what = self.crew.start(task_id, shape, grants)
         except (FileSystemFault, OSError) as fault:
             self._pause(fault)
             self.waiting.append((task_id, shape, grants))
-            return
+            return True
         if what is Started.GONE:
             self.post.add(0, orders.Gone(task_id))
         elif what is Started.ENDED:
             self.post.add(0, orders.Free(task_id))
+        return what is Started.RUNS
 
     def _retry(self) -> None:
         waiting, self.waiting = self.waiting, deque()
@@ -206,14 +231,14 @@ class Rank:
 
     def _hand_over(self, ended: Running) -> None:
         """A task has ended: its room goes to one that follows it, or back to the leader."""
-        queue = self.followers.get(ended.shape)
-        if not queue or self.stopping:
-            self.post.add(0, orders.Free(ended.task.id))
-            self._let_go_without_hope(ended.shape)
+        before, queue = ended.task.id, self.followers.get(ended.shape)
+        if not queue:
+            self.post.add(0, orders.Free(before))
             return
         task_id = queue.popleft()
-        self.post.add(0, orders.Took(task_id, ended.task.id))
-        self._start(task_id, ended.shape, ended.grants)
+        self.post.add(0, orders.Took(task_id, before))
+        if not self._start(task_id, ended.shape, ended.grants):  # and its room is free again
+            self._let_go_without_hope(ended.shape)
 
     def _let_go_without_hope(self, shape: Shape) -> None:
         """Followers whose last forerunner has ended."""
@@ -228,6 +253,9 @@ class Rank:
             for task_id in queue:
                 self.post.add(0, orders.Back(task_id))
         self.followers = {}
+        for task_id, _, _ in self.waiting:
+            self.post.add(0, orders.Back(task_id))
+        self.waiting.clear()
 
     def _answer(self, order: orders.Ask) -> None:
         why = self.crew.answer(order.verb, order.task_id, order.said)
@@ -260,4 +288,4 @@ class Rank:
         wait_s = min(self.crew.due_at, self.tick_at, now + self.post.poll_s) - now
         got = signal.sigtimedwait(SIGNALS, max(0.0, wait_s))
         if got and got.si_signo in ENDING:
-            self.crew.doubt()  # the leader was told as well, and decides; or it is dead, as we soon
+            self.crew.doubt()  # the leader was told as well, and decides, unless it was killed

@@ -13,7 +13,7 @@ in the room of the first task of their shape that ends, without asking.
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -41,7 +41,8 @@ PARTING_S = 30.0
 class Ranks:
     """The leader's side. rate is the launcher's rate of starts, for followers.
 
-    Numbers of ranks are those of their nodes in the book; the leader is 0.
+    Numbers of ranks are those of their nodes in the book; the leader is 0. back are tasks that
+    never started, to be given back to their lanes.
     """
 
     def __init__(self, post: Post, nodes: Sequence[Node], mark: bool) -> None:
@@ -56,7 +57,9 @@ class Ranks:
         self.heard = [clock.now()] * len(nodes)
         self.dead: set[int] = set()
         self.sweeping: dict[str, set[int]] = {}
-        self._back: list[tuple[str, Shape]] = []
+        self.took = 0
+        self.unheard: deque[tuple[int, Said]] = deque()
+        self.back: deque[tuple[str, Shape]] = deque()
         self._beat_at = 0.0
 
     def open(self, owner: Owner, book: Book, wishes: Wishes, ended: Callable[[str], None]) -> None:
@@ -166,14 +169,18 @@ class Ranks:
         """Take in what they report; yields how tasks ended."""
         self.post.send()
         for rank, raw in self.post.received():
+            if rank in self.dead:  # it only stalled, but what it had is others' now
+                self.post.add(rank, orders.Kill())
+                continue
             self.heard[rank] = clock.now()
-            for said in orders.said(raw):
-                if isinstance(said, orders.Ended):
-                    self._forget(said.task_id)
-                    place = Place(State(said.state), said.group)
-                    yield Report(said.task_id, place, said.line)
-                else:
-                    self._note(rank, said, log)
+            self.unheard.extend((rank, said) for said in orders.said(raw))
+        while self.unheard:  # each by itself, since what follows must not be lost with it
+            rank, said = self.unheard.popleft()
+            if isinstance(said, orders.Ended):
+                self._forget(said.task_id)
+                yield Report(said.task_id, Place(State(said.state), said.group), said.line)
+            else:
+                self._note(rank, said, log)
 
     def _note(self, rank: int, said: Said, log: Callable[[str], None]) -> None:
         match said:
@@ -182,7 +189,7 @@ class Ranks:
             case orders.Took():
                 self._take_room(said.task_id, said.after)
             case orders.Back():
-                self._back.append((said.task_id, self.placed[said.task_id].shape))
+                self.back.append((said.task_id, self.placed[said.task_id].shape))
                 self._forget(said.task_id)
             case orders.Gone():
                 self._forget(said.task_id)
@@ -193,24 +200,21 @@ class Ranks:
             case orders.Log():
                 log(f"{self.nodes[rank].name or f'rank {rank}'}: {said.text}")
 
-    def given_back(self) -> list[tuple[str, Shape]]:
-        """Tasks that never started: they are to go back to their lanes."""
-        back, self._back = self._back, []
-        return back
-
     def _take_room(self, task_id: str, after: str) -> None:
         """A follower runs where another task did."""
         ours, before = self.placed[task_id], self.placed[after]
         ours.grants, before.grants = before.grants, ()
+        ours.follows = False
+        self.took += 1
         self.followers[ours.rank] -= 1
 
     def _free(self, task_id: str) -> None:
         placed = self.placed[task_id]
-        if placed.grants:
-            self.book.give(placed.grants)
-            self.ended(task_id)
+        grants, placed.grants = placed.grants, ()
+        if grants:
+            self.book.give(grants)
             self.shapes[placed.rank][placed.shape] -= 1
-            placed.grants = ()
+            self.ended(task_id)
 
     def _forget(self, task_id: str) -> None:
         placed = self.placed[task_id]

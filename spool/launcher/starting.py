@@ -115,7 +115,7 @@ def choose(system: str, hosts: Sequence[str], log: Log, without: Sequence[str] =
     for full, tried in zip(ways(system, hosts), ways(system, hosts[:2]), strict=True):
         if full.name in without:
             continue
-        if (answer := sizes_seen(tried)) == "2":
+        if (answer := sizes_seen(tried)) == str(len(hosts[:2])):
             log(f"ranks are started by {full.name}")
             return full
         said.append(f"{full.name}: {answer}")
@@ -166,6 +166,7 @@ class Minder:
         self.child: subprocess.Popen[bytes] | None = None
         self.told: list[str] = []
         self.useless: list[str] = []
+        self.token = ""
 
     def run(self, words: Sequence[str], ends: float | None) -> int:
         """Until it is over; the launcher's exit code. Raises SpoolError."""
@@ -175,9 +176,10 @@ class Minder:
         for _ in range(AGAIN_MOST):
             begun = time.monotonic()
             code = self._once(words)
-            if code in (0, 1, 2, 4) or self.told:
+            if code:
+                self._sweep()
+            if code in (0, 2) or self.told:
                 return code
-            self._sweep()
             short = short + 1 if time.monotonic() - begun < YOUNG_S else 0
             if short > 1 or (ends is not None and ends - time.time() < LEFT_S):
                 break
@@ -188,10 +190,13 @@ class Minder:
         )
 
     def _once(self, words: Sequence[str]) -> int:
+        self.token = os.urandom(8).hex()
         way = choose(self.system, self.hosts, self.log, self.useless)
         own = [sys.executable, "-P", "-m", "spool.cli", "--spool", self.tree.root, "launcher"]
-        whole = [*way.words, *own, *words, "--parent", str(os.getpid())]
-        environment = clean_environment(dict(os.environ)) | NEEDED
+        whole = [*way.words, *own, *words, "--parent", self.token]
+        environment = clean_environment(dict(os.environ)) | NEEDED | {processes.MINDER: self.token}
+        if self.told:
+            return 0
         self.child = subprocess.Popen(
             whole,
             env=environment,
@@ -231,7 +236,7 @@ class Minder:
     def _sweep(self) -> None:
         """Kill on every node what the launchers that we started left; then say so."""
         for name in self._launchers():
-            kill = [sys.executable, "-I", "-S", processes.__file__, "--kill", name]
+            kill = [sys.executable, "-I", "-S", processes.__file__, "--kill", name, self.token]
             if self._on_every_node(kill):
                 record = owner.read_record(self.tree, name)
                 grave = f"{self.tree.owner(name, layout.LAUNCHER)}"
@@ -239,10 +244,10 @@ class Minder:
 
     def _launchers(self) -> list[str]:
         """Those that we started, and that have not ended."""
-        here, found = owner.here(), []
+        found = []
         for group in files.names(self.tree.state(State.RUNNING)):
             record = owner.read_record(self.tree, group)
-            if record.get("started_by") == f"{here.host} {here.boot} {here.pid}":
+            if record.get("started_by") == self.token:
                 found.append(group)
         return found
 

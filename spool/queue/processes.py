@@ -17,6 +17,8 @@ MARK = "SPOOL_LAUNCHER"
 """The environment variable that every process of a launcher's tasks carries."""
 NODE, TASK = "SPOOL_NODE", "SPOOL_TASK"
 """And those that say which of the launcher's nodes started it, and for which task."""
+MINDER = "SPOOL_MINDER"
+"""And this, every rank of a launcher that somebody minds; its tasks do not."""
 
 SIGKILL = 9  # by number: every submission imports this file, and signal(3)'s enums are slow
 KILL_WAIT_S = 10.0
@@ -144,5 +146,8 @@ def _note(sessions: set[int], lines: list[bytes]) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1] == "--kill":
-        sys.exit(not kill_marked(sys.argv[2]))
+        ranks = {MINDER.encode(): sys.argv[3].encode()}  # first, since they start more
+        sys.exit(
+            not (_kill_all(lambda: _carrying(ranks), KILL_WAIT_S) and kill_marked(sys.argv[2]))
+        )
     guard(sys.argv[1], float(sys.argv[2]), *sys.argv[3:])

@@ -106,18 +106,23 @@ class Observer:
         """What is known of the holder of a RUNNING group."""
         name = holder(group)
         record = owner.read_record(self.tree, name)
-        if record.get("ended") or record.get("swept") or self._allocation_over(record):
+        if record.get("ended") or record.get("swept"):
             return Verdict.DEAD
         known = on_this_host(name, record, self.place)
         if known is Verdict.DEAD and not _all_here(record, self.place):
             known = None  # its ranks may live on elsewhere, until their guards strike
-        return known or self._by_token(name, record)
+        verdict = known or self._by_token(name, record)
+        if verdict is Verdict.UNDECIDED and self._allocation_over(record):
+            return Verdict.DEAD
+        return verdict
 
     def _allocation_over(self, record: dict[str, Any]) -> bool:
         """Whether the batch system says that an owner's allocation has ended."""
         told = record.get("allocation")
         if self.over is None or not isinstance(told, dict):
             return False
+        if told.get("cluster", "") != os.environ.get("SLURM_CLUSTER_NAME", ""):
+            return False  # another cluster's job of that number
         job, now = (str(told.get("system", "")), str(told.get("job", ""))), self.clock()
         if now >= self.asked.get(job, 0.0):
             self.asked[job] = now + ASKED_EVERY_S
