@@ -291,7 +291,7 @@ def test_an_mpi_that_is_not_mpi4py_s_own_is_told_and_nothing_starts(tree, spool)
         env=lying, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert one.returncode == 1
-    assert "one of 4" in one.stderr and "says 1" in one.stderr and "spool doctor" in one.stderr
+    assert "one of 4" in one.stderr and "says 1:" in one.stderr and "spool doctor" in one.stderr
     assert where(tree, task).startswith("READY/")
 
 

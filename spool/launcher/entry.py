@@ -7,6 +7,7 @@ Fails  SpoolError: a choice that cannot be had here. LeaseLost.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ from spool.errors import LeaseLost, SpoolError
 from spool.launcher import allocation, clock, field, starting
 from spool.launcher.allocation import Allocation
 from spool.launcher.field import Field, Size
-from spool.launcher.loop import Launcher
+from spool.launcher.loop import SIGNALS, Launcher
 from spool.launcher.picker import Wishes
 from spool.queue import select
 from spool.queue.layout import State, Tree
@@ -28,6 +29,7 @@ from spool.queue.select import Selection
 FENCE_IN_ALLOCATION_S, DEAD_IN_ALLOCATION_S = 1800.0, 3600.0
 LOOKED_AT = 10_000
 LOST_LEASE = 4
+MOST_PLAYED = 64
 ONLY_SIMULATED = (
     "{}: --simulate would file tasks as FINISHED that never ran. Make a spool of its own for that,"
     " and write simulate = true under [launcher] in its spool.toml"
@@ -95,8 +97,12 @@ def launch(tree: Tree, settings: Settings, wanted: Wanted, show: Any, say: Say) 
 
 def _names(granted: Allocation, choice: str) -> list[str]:
     """The hosts to work on; where there is no batch system, a number of nodes on this machine."""
-    if not granted.nodes and choice.isdigit():
+    if not granted.nodes and choice.isdecimal():
+        if not 1 <= int(choice) <= MOST_PLAYED:
+            raise SpoolError(f"--nodes {choice}: one machine can play 1 to {MOST_PLAYED} nodes")
         return [""] * int(choice)
+    if not granted.nodes and choice:
+        raise SpoolError(f"--nodes {choice}: there is no allocation here; a number plays nodes")
     return field.chosen(granted.nodes or ("",), choice)
 
 
@@ -170,6 +176,8 @@ def _as_rank(
     say: Say,
 ) -> Launcher | int:
     """One of several processes that mpiexec or srun started together."""
+    # MPI makes threads: a signal that they did not block would end us at once.
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     from spool.launcher import post as posts
     from spool.launcher.rank import Rank
 

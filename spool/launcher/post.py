@@ -85,8 +85,9 @@ def meet(expected: int) -> Post:
     post = Post()
     if post.size != expected:
         raise SpoolError(
-            f"this is one of {expected} processes that were started together, but its MPI library"
-            f" says {post.size}: mpiexec and mpi4py belong to different MPIs"
+            f"this is one of {expected} processes by its environment, but its MPI library says"
+            f" {post.size}: PMI_SIZE, OMPI_COMM_WORLD_SIZE or the like is left over from elsewhere,"
+            f" or mpiexec and mpi4py belong to different MPIs"
             f" ({MPI.Get_library_version().split(chr(10))[0].strip()}). Run: spool doctor"
         )
     _offices.append(post)

@@ -162,7 +162,7 @@ class Ranks:
     def beat(self, now: float) -> None:
         """Tell them that we hold the lease."""
         if now >= self._beat_at:
-            self._beat_at = now + BEAT_S
+            self._beat_at = now + min(BEAT_S, self.owner.settings.lease_fence_s / 4)
             self._order_all(orders.Beat(now - self.owner.last_beat))
 
     def receive(self, log: Callable[[str], None]) -> Iterator[Report]:

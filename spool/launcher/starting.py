@@ -157,6 +157,10 @@ sys.stdout.write(f"{len(MPI.COMM_WORLD.allgather(MPI.COMM_WORLD.rank))}\\n")
 """
 
 
+class Stopped(Exception):
+    """Somebody wants no launcher any more."""
+
+
 class Minder:
     """Starts one launcher's ranks, passes signals on, and starts it again should it be killed."""
 
@@ -167,6 +171,7 @@ class Minder:
         self.told: list[str] = []
         self.useless: list[str] = []
         self.token = ""
+        self.trying = False
 
     def run(self, words: Sequence[str], ends: float | None) -> int:
         """Until it is over; the launcher's exit code. Raises SpoolError."""
@@ -191,7 +196,13 @@ class Minder:
 
     def _once(self, words: Sequence[str]) -> int:
         self.token = os.urandom(8).hex()
-        way = choose(self.system, self.hosts, self.log, self.useless)
+        self.trying = True
+        try:
+            way = choose(self.system, self.hosts, self.log, self.useless)
+        except Stopped:
+            return 0
+        finally:
+            self.trying = False
         own = [sys.executable, "-P", "-m", "spool.cli", "--spool", self.tree.root, "launcher"]
         whole = [*way.words, *own, *words, "--parent", self.token]
         environment = clean_environment(dict(os.environ)) | NEEDED | {processes.MINDER: self.token}
@@ -222,7 +233,10 @@ class Minder:
         return False
 
     def _pass_on(self, number: int, _frame: object) -> None:
-        """The first Ctrl-C drains, the next signal stops; what still does not end is signalled."""
+        """The first Ctrl-C drains, the next signal stops; what still does not end is signalled.
+
+        Raises Stopped where ranks are only being tried.
+        """
         verb = "drain" if number == signal.SIGINT and not self.told else "stop"
         names = self._launchers()
         if names and verb not in self.told:
@@ -232,6 +246,8 @@ class Minder:
             with suppress(ProcessLookupError):
                 self.child.send_signal(signal.SIGTERM)
         self.told.append(verb)
+        if self.trying:
+            raise Stopped
 
     def _sweep(self) -> None:
         """Kill on every node what the launchers that we started left; then say so."""
