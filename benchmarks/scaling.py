@@ -15,6 +15,7 @@ import heapq
 import json
 import os
 import random
+import shutil
 import sys
 import tempfile
 
@@ -64,6 +65,7 @@ def weak(scale: Scale) -> list[Line]:
         told = simulated(tree, f"nodes={nodes},cores={CORES},spread={SPREAD}")
         lasts = [lasting(task_id, LASTS) for task_id in finished(tree)]
         wanted = greedy(lasts, nodes * CORES)
+        shutil.rmtree(os.path.dirname(tree.root))  # a million tasks would use up the inodes
         cost = told["leader_cpu_s"] / count * 1e6
         operations = told["operations"] / count
         first = first or {"cost": cost, "operations": operations}

@@ -29,6 +29,7 @@ from spool.queue.select import Selection
 FENCE_IN_ALLOCATION_S, DEAD_IN_ALLOCATION_S = 1800.0, 3600.0
 LOOKED_AT = 10_000
 LOST_LEASE = 4
+ENDED_WITHOUT_SOME = 5
 MOST_PLAYED = 64
 ONLY_SIMULATED = (
     "{}: --simulate would file tasks as FINISHED that never ran. Make a spool of its own for that,"
@@ -190,6 +191,8 @@ def _as_rank(
         else:
             place = field.over_ranks(own, wanted.size, granted)
             one = _run(tree, settings, place, wanted, show)
+        if post.rank == 0 and place.ranks and place.ranks.dead:
+            post.abort(ENDED_WITHOUT_SOME)  # MPI would wait for the dead for ever
         post.finish()
         return one
     except (SpoolError, OSError) as fault:

@@ -177,8 +177,12 @@ def shared_out(told: Sequence[tuple[str, str, Node]]) -> list[Node]:
         places.setdefault((host, boot), []).append(number)
     nodes = [node for _, _, node in told]
     for sharing in places.values():
+        cpus = [cpu for number in sharing for cpu in nodes[number].cpus]
         for part, number in enumerate(sharing):
-            nodes[number] = _part(told[number][2], part, len(sharing))
+            whole = nodes[number]
+            nodes[number] = _part(whole, part, len(sharing))
+            if len(set(cpus)) == len(cpus):  # each was given cores of its own already
+                nodes[number] = replace(nodes[number], cpus=whole.cpus)
     return nodes
 
 

@@ -406,6 +406,7 @@ class Launcher:
         """Stop claiming when time is short; interrupt what runs so early that it can still end."""
         margin = max(min(MARGIN_S, self.wishes.time_limit_s / 10), 2 * TICK_S)
         margin += MARGIN_EACH_S * self.running_count
+        self.picker.margin_s = margin
         grace = self.crew.stops.longest_grace_s
         if self.ranks:
             grace = max(grace, self.ranks.longest_grace_s)

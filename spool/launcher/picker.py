@@ -45,10 +45,10 @@ class Picker:
     """Chooses for one launcher; `ends_at` is the end of its time on its clock, or 0.
 
     rate is how many tasks were lately started a second, mpiruns how many more may be started now:
-    set them as they change. no_mpi says why no task of several ranks can run here, "" if they can;
-    it is asked when the first of them is met. suits looks at a task before it is claimed; ahead
-    overrules how many tasks of a shape that does not fit now may be claimed ahead; may says
-    whether the limits of spool.toml let another one run.
+    set them as they change; margin_s of the end is for stopping what runs. no_mpi says why no task
+    of several ranks can run here, "" if they can; it is asked when the first of them is met. suits
+    looks at a task before it is claimed; ahead overrules how many tasks of a shape that does not
+    fit now may be claimed ahead; may says whether the limits of spool.toml let another one run.
     """
 
     def __init__(self, claimer: Claimer, book: Book, wishes: Wishes, ends_at: float) -> None:
@@ -56,7 +56,7 @@ class Picker:
         self.book = book
         self.wishes = wishes
         self.ends_at = ends_at
-        self.rate = 0.0
+        self.rate = self.margin_s = 0.0
         self.mpiruns = 1
         self.no_mpi: Callable[[], str] = lambda: "need several ranks, and there is no mpirun"
         self.suits: Suits | None = None
@@ -78,7 +78,7 @@ class Picker:
             return "are serial, and this launcher runs MPI tasks only"
         if not any_size and not self.book.fits_ever(shape):
             return "too large"
-        if self.ends_at and shape.time_s > self.ends_at - now:
+        if self.ends_at and shape.time_s > self.ends_at - now - self.margin_s:
             return "too long for the time left"
         if self.wishes.workflow and shape.workflow != shapes.name_token(self.wishes.workflow):
             return "of another workflow"

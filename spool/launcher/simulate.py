@@ -174,7 +174,7 @@ class Simulated:
             yield report
 
     def _record(self, one: Virtual) -> Report:
-        attempt = {"attempt": 1, "owner": self.owner.name}
+        attempt = {"attempt": 1, "owner": self.owner.name, "simulated": True}
         start = {"time": units.stamp(one.started), "what": "start", **attempt}
         start["node"] = str(one.grants[0].node)
         lasted = clock.epoch() - one.started if one.stopped else one.lasts_s
@@ -186,8 +186,9 @@ class Simulated:
             place = Place(State.READY, lane(one.shape, shard))
         else:
             told["code"] = 0
-        path = f"{self.owner.claim_path(one.id)}/{layout.HISTORY}"
-        files.append(path, history.encode(start) + history.encode(told), heal=False)
+        if not one.stopped:  # else it goes back as if it had never begun
+            path = f"{self.owner.claim_path(one.id)}/{layout.HISTORY}"
+            files.append(path, history.encode(start) + history.encode(told), heal=False)
         line = {**told, "id": one.id, "state": place.state, "group": place.group}
         line |= {"started": start["time"], "nodes": len(one.grants)}
         line["cores"] = sum(len(grant.cpus) for grant in one.grants)

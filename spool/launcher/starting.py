@@ -338,10 +338,13 @@ def on_node(system: str, host: str) -> list[str]:
 def one_on_each(system: str, hosts: Sequence[str], words: Sequence[str], log: Log) -> int:
     """Run one independent launcher on each node; 0 if all ended well, else the worst exit code."""
     environment = clean_environment(dict(os.environ))
-    children = []
-    for host in hosts:
-        whole = [*on_node(system, host), *words, *(("--nodes", host) if host else ())]
-        children.append(subprocess.Popen(whole, env=environment, stdin=subprocess.DEVNULL))
+    lines = [
+        [*on_node(system, host), *words, *(("--nodes", host) if host else ())] for host in hosts
+    ]
+    children = [
+        subprocess.Popen(line, env=environment, stdin=subprocess.DEVNULL, process_group=0)
+        for line in lines
+    ]
 
     def pass_on(number: int, _frame: object) -> None:
         for child in children:
@@ -352,7 +355,8 @@ def one_on_each(system: str, hosts: Sequence[str], words: Sequence[str], log: Lo
         signal.signal(number, pass_on)
     codes = []
     for host, child in zip(hosts, children, strict=True):
-        codes.append(code := child.wait())
+        code = child.wait()
+        codes.append(code := 128 - code if code < 0 else code)
         if code:
             log(f"the launcher on {host} ended with exit code {code}")
-    return max(codes, key=abs, default=0)
+    return max(codes, default=0)
