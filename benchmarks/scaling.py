@@ -29,7 +29,7 @@ from spool.queue.layout import State, Tree
 
 CORES = 64
 NODES = (128, 256, 512, 1024)
-EACH = 10  # tasks for each core: ten minutes
+EACH = 5  # tasks for each core: five minutes
 LASTS, SPREAD = 60.0, 0.2
 LATENCIES_MS = (0.0, 0.1, 1.0, 5.0)
 
