@@ -155,6 +155,8 @@ class Rank:
         self.crew.beat()
         if now - self.owner.last_beat >= self.settings.lease_fence_s:
             raise LeaseLost(f"no word of the leader for {now - self.owner.last_beat:.0f} s")
+        for shape in list(self.followers):  # a cancel, or a start that failed, may have left them
+            self._let_go_without_hope(shape)
         self.post.add(0, orders.Alive(self.crew.stops.longest_grace_s))
 
     # -- orders ----------------------------------------------------------------------------------
