@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 
 import pytest
 from hypothesis import given, settings
@@ -35,6 +36,7 @@ shapes = st.builds(
     nodes=st.sampled_from([1, 1, 1, 2, 3]),
     ranks=st.integers(1, 2),
     cores=st.sampled_from([1, 1, 2, 3, 5]),
+    per_node=st.sampled_from([0, 0, 0, 1, 2, 3, 20]),
     gpus=st.sampled_from([0, 0, 0, 1, 2]),
     memory_mb=st.sampled_from([0, 0, 64, 512]),
 )
@@ -70,7 +72,7 @@ class Ledger:
         assert not self.closed.intersection(numbers)
         assert allows is None or all(map(allows, numbers))
         for grant in grants:
-            assert len(grant.cpus) == needs(shape)
+            assert len(grant.cpus) == needs(shape, self.book.nodes[grant.node])
             assert len(grant.gpus) == shape.gpus
             assert grant.memory_mb == shape.memory_mb
         self.out.append(grants)
@@ -112,6 +114,8 @@ class Ledger:
             else:
                 assert whole(room, given[number]) == whole(Room(room.node), [])
                 assert room.memory_mb >= 0
+                shares = [Fraction(1, one.per_node) for one in given[number] if one.per_node]
+                assert room.shared == sum(shares) <= 1
         assert book.free == sum(len(room.cpus) for room in book.rooms)
         left = (grant for grants in self.out for grant in grants if grant.node not in self.closed)
         assert book.idle == (not any(left))
@@ -238,26 +242,33 @@ def test_nodes_are_filled_from_the_first_to_the_last(count: int) -> None:
 
 def first_fit(nodes: Sequence[Node], wanted: Sequence[Shape]) -> list[list[int] | None]:
     """Where each task goes: a plain first fit, of counts alone."""
-    free = [[len(one.cpus), len(one.gpus), one.memory_mb] for one in nodes]
+    free = [[len(one.cpus), len(one.gpus), one.memory_mb, Fraction(1)] for one in nodes]
     placed: list[list[int] | None] = []
     for shape in wanted:
-        needed = (shape.ranks * shape.cores, shape.gpus, shape.memory_mb)
+        needed = [
+            (needs(shape, one), shape.gpus, shape.memory_mb, share_of(shape)) for one in nodes
+        ]
         fitting = [
             number
             for number, have in enumerate(free)
-            if all(one >= need for one, need in zip(have, needed, strict=True))
+            if all(one >= need for one, need in zip(have, needed[number], strict=True))
         ][: shape.nodes]
         if len(fitting) < shape.nodes:
             placed.append(None)
             continue
         for number in fitting:
-            free[number] = [one - need for one, need in zip(free[number], needed, strict=True)]
+            both = zip(free[number], needed[number], strict=True)
+            free[number] = [one - need for one, need in both]
         placed.append(fitting)
     return placed
 
 
+def share_of(shape: Shape) -> Fraction:
+    return Fraction(1, shape.per_node) if shape.per_node else Fraction(0)
+
+
 def size(shape: Shape) -> tuple[int, int, int]:
-    return shape.nodes * needs(shape), shape.gpus, shape.memory_mb
+    return shape.nodes * shape.cores * shape.ranks, shape.gpus, shape.memory_mb
 
 
 @relaxed
@@ -311,6 +322,38 @@ def test_two_tasks_share_a_node_only_where_both_fit() -> None:
     assert book.take(Shape(cores=2)) == (Grant((6, 7), (), 0, 1),)
 
 
+@pytest.mark.parametrize(
+    ("cores", "shape", "count", "each"),
+    [
+        (64, Shape(per_node=1), 1, 64),
+        (64, Shape(per_node=4), 4, 16),
+        (10, Shape(per_node=4), 4, 2),
+        (64, Shape(per_node=4, cores=20), 3, 20),
+        (2, Shape(per_node=64), 2, 1),
+        (64, Shape(per_node=2, ranks=4), 2, 32),
+    ],
+)
+def test_tasks_that_say_how_many_of_them_share_a_node_share_it_evenly(
+    cores: int, shape: Shape, count: int, each: int
+) -> None:
+    book = Book([node(cores)] * 2)
+    assert book.count(shape, 100) == 2 * count
+    taken = [book.take(shape) for _ in range(2 * count)]
+    assert [len(grants[0].cpus) for grants in taken if grants] == [each] * (2 * count)
+    assert book.take(shape) is None
+    if taken[0] is not None:
+        book.give(taken[0])
+    assert book.take(shape) == taken[0]
+
+
+def test_a_node_shared_in_parts_takes_others_where_cores_are_left() -> None:
+    book = Book([node(10)])
+    taken = [book.take(shape) for shape in (Shape(per_node=2), Shape(per_node=4))]
+    assert [len(grants[0].cpus) for grants in taken if grants] == [5, 2]
+    assert book.take(Shape(per_node=2)) is None  # three quarters are given
+    assert book.take(Shape(cores=3)) is not None
+
+
 # -- room kept for the large ---------------------------------------------------------------------
 
 steps = st.lists(takes | gives | st.just(("old",)), max_size=60)
@@ -326,7 +369,7 @@ def assert_left_alone(book: Book, grants: Grants, kept: Shape) -> None:
         room = book.rooms[grant.node]
         if room.kept is None:
             continue
-        assert len(room.cpus) >= needs(kept)
+        assert len(room.cpus) >= needs(kept, room.node)
         assert not grant.gpus or len(room.gpus) >= kept.gpus
         assert not grant.memory_mb or room.memory_mb >= kept.memory_mb
 

@@ -318,9 +318,9 @@ def test_a_wrong_value_is_an_error(
 
 EVERY_OPTION = """
 submit --name n-1 --workflow w --tag a --tag b --description D --env A=1=2 --priority 5
---nodes 2 --ranks-per-node 3 --cores 4 --gpus 1 --memory 8G --requires ssd --time-estimate 1h
---time-limit 2h --begin 2027-01-02T03:04 --hold --signal INT@30s --max-attempts 2 --max-lost 0
---backoff 5m --output apart --fresh -- prog --flag {}
+--nodes 2 --ranks-per-node 3 --cores 4 --per-node 2 --gpus 1 --memory 8G --requires ssd
+--time-estimate 1h --time-limit 2h --begin 2027-01-02T03:04 --hold --signal INT@30s --max-attempts 2
+--max-lost 0 --backoff 5m --output apart --fresh -- prog --flag {}
 """
 
 
@@ -333,9 +333,9 @@ def test_submit_prints_the_id_alone_and_keeps_every_option(tree: Tree, command: 
     assert found == {
         "id": task_id, "name": "n-1", "workflow": "w", "tags": ["a", "b"], "description": "D",
         "command": ["prog", "--flag", "{}"], "environment": {"A": "1=2"}, "priority": 5, "nodes": 2,
-        "ranks_per_node": 3, "cores_per_rank": 4, "gpus": 1, "memory": "8G", "requires": ["ssd"],
-        "time_estimate": "1h", "time_limit": "2h", "begin": "2027-01-02T03:04:00.000Z",
-        "hold": True, "signal": "INT", "grace": "30s", "max_attempts": 2, "max_lost": 0,
+        "ranks_per_node": 3, "cores_per_rank": 4, "per_node": 2, "gpus": 1, "memory": "8G",
+        "requires": ["ssd"], "time_estimate": "1h", "time_limit": "2h",
+        "begin": "2027-01-02T03:04:00.000Z", "hold": True, "signal": "INT", "grace": "30s", "max_attempts": 2, "max_lost": 0,
         "backoff": "5m", "output": "apart", "fresh": True,
     }  # fmt: skip
     assert where(tree, task_id).startswith("WAITING/held@")

@@ -100,6 +100,21 @@ def test_several_mpi_tasks_and_serial_ones_run_beside_one_another(tree, spool):
     assert any(a < d and c < b for (a, b) in spans for (c, d) in spans if (a, b) != (c, d))
 
 
+def test_so_many_share_a_node_and_its_cores_as_per_node_says(tree, spool):
+    serial = [spool.submit(["sleep", "0.2"], per_node=2).id for _ in range(5)]
+    mpi = spool.submit(PROGRAM, ranks_per_node=2, per_node=1).id
+    assert launch(tree, "--cores", "4").returncode == 0
+    starts = [event for task in serial for event in history_of(tree, task)]
+    assert [len(event["cpus"]) for event in starts if event["what"] == "start"] == [2] * 5
+    spans = [times(tree, task) for task in serial]
+    for one in spans:
+        beside = [other for other in spans if other["start"] <= one["start"] < other["exit"]]
+        assert len(beside) <= 2
+    assert all(row["size"] == 2 for row in told(tree, mpi))
+    threads = next(event for event in history_of(tree, mpi) if event["what"] == "start")
+    assert len(threads["cpus"]) == 4
+
+
 def times(tree: Tree, task_id: str) -> dict[str, str]:
     return {event["what"]: event["time"] for event in history_of(tree, task_id)}
 

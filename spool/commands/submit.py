@@ -47,6 +47,7 @@ NOT_YET = {"after": "dependencies (--after)", "array": "arrays (--array, for now
 @click.option("--nodes", type=int, help="Nodes it needs.")
 @click.option("--ranks-per-node", type=int, help="MPI ranks on each node.")
 @click.option("--cores", "cores_per_rank", type=int, help="Cores it needs (each rank).")
+@click.option("--per-node", type=int, help="At most so many of these on one node.")
 @click.option("--gpus", type=int, help="GPUs it needs (each node).")
 @click.option("--memory", type=shared.Memory(), help="Memory it needs, such as 8G.")
 @click.option("--requires", multiple=True, help="A feature its node must have.")

@@ -24,6 +24,7 @@ change_options = (
     click.option("--time-estimate", type=shared.Duration(), help="How long it is thought to run."),
     click.option("--memory", type=shared.Memory(), help="Memory it needs, such as 8G."),
     click.option("--cores", "cores_per_rank", type=int, help="Cores it needs."),
+    click.option("--per-node", type=int, help="At most so many such tasks on one node."),
     click.option("--gpus", type=int, help="GPUs it needs."),
     click.option("--nodes", type=int, help="Nodes it needs."),
     click.option("--requires", multiple=True, help="A feature its node must have."),

@@ -38,6 +38,7 @@ class Book:
         for number in range(len(self.nodes)):
             self._renew(number)
         self.fits_ever = lru_cache(4096)(self._fits_ever)
+        self._least = lru_cache(4096)(self._least_needed)
 
     def copy(self) -> Book:
         """The same book, to plan with."""
@@ -47,7 +48,7 @@ class Book:
         twin.gone = self.gone
         twin.kept_for, twin._kept_on = self.kept_for, self._kept_on
         twin._width, twin._most = self._width, self._most.copy()
-        twin.fits_ever = self.fits_ever
+        twin.fits_ever, twin._least = self.fits_ever, self._least
         return twin
 
     # -- what fits -------------------------------------------------------------------------------
@@ -60,6 +61,12 @@ class Book:
             if wanted <= 0:
                 return True
         return False
+
+    def _least_needed(self, shape: Shape) -> int:
+        """The cores that a task of this shape needs on the smallest node, to search with."""
+        if not shape.per_node:
+            return shape.cores * shape.ranks
+        return min(needs(shape, node) for node in self.nodes)
 
     def count(self, shape: Shape, most: int, allows: Allows | None = None) -> int:
         """How many tasks of this shape fit now, as far as it matters: no more than `most`."""
@@ -142,7 +149,7 @@ class Book:
     def _lacks(self, number: int, shape: Shape) -> tuple[int, int, int]:
         """What a node would still have to get back for a task: cores, GPUs, megabytes."""
         room = self.rooms[number]
-        cores, gpus = needs(shape) - len(room.cpus), shape.gpus - len(room.gpus)
+        cores, gpus = needs(shape, room.node) - len(room.cpus), shape.gpus - len(room.gpus)
         return max(0, cores), max(0, gpus), max(0, shape.memory_mb - room.memory_mb)
 
     # -- the tree of maxima ----------------------------------------------------------------------
@@ -159,7 +166,7 @@ class Book:
 
     def _next(self, number: int, shape: Shape, ours: bool, allows: Allows | None) -> int:
         """The first node from `number` on that has room for a task's part; -1: none."""
-        wanted, at = needs(shape), number
+        wanted, at = self._least(shape), number
         while (at := self._first(at, wanted)) >= 0:
             if self.rooms[at].count(shape) and (allows is None or allows(at)):
                 break

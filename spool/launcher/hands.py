@@ -102,7 +102,7 @@ class Hands:
         """Whether all of these would fit any hand."""
         if (smallest := self.smallest) is None:
             return False
-        return all(not one.mpi and fits_ever(smallest, one) for one in shapes)
+        return all(not (one.mpi or one.per_node) and fits_ever(smallest, one) for one in shapes)
 
     def share_out(self, book: Book, crew: Crew, ends_at: float) -> bool:
         """Lend as soon as nothing runs on the cores; whether what we keep may be used."""

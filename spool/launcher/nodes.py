@@ -10,6 +10,7 @@ import os
 import random
 import re
 from dataclasses import dataclass
+from fractions import Fraction
 
 from spool.queue.shape import Shape
 
@@ -34,23 +35,32 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """What one task was given on one node; `node` is its number in the launcher's book."""
+    """What one task was given on one node; `node` is its number in the launcher's book.
+
+    per_node is its shape's: it has that part of the node's tasks of such shapes.
+    """
 
     cpus: tuple[int, ...]
     gpus: tuple[str, ...]
     memory_mb: int
     node: int = 0
+    per_node: int = 0
 
 
-def needs(shape: Shape) -> int:
-    """The cores a task of this shape needs on each of its nodes."""
-    return shape.cores * shape.ranks
+def needs(shape: Shape, node: Node) -> int:
+    """The cores a task of this shape needs on a node: its own, or its even share of the node's."""
+    own = shape.cores * shape.ranks
+    return max(own, len(node.cpus) // shape.per_node) if shape.per_node else own
 
 
 class Room:
-    """The free part of a node. kept is the shape that some of it is kept for, from all others."""
+    """The free part of a node. kept is the shape that some of it is kept for, from all others.
 
-    __slots__ = ("cpus", "gpus", "kept", "memory_mb", "node", "number")
+    shared is how much of the node those tasks have that say how many of them may be on one: its
+    whole is 1, so that tasks of different counts share it evenly.
+    """
+
+    __slots__ = ("cpus", "gpus", "kept", "memory_mb", "node", "number", "shared")
 
     def __init__(self, node: Node, number: int = 0) -> None:
         self.node = node
@@ -58,19 +68,21 @@ class Room:
         self.cpus = list(node.cpus)
         self.gpus = list(node.gpus)
         self.memory_mb = node.memory_mb
+        self.shared: Fraction | int = 0
         self.kept: Shape | None = None
 
     def copy(self) -> Room:
         """The same room, to plan with."""
         twin = Room(self.node, self.number)
         twin.cpus, twin.gpus = self.cpus.copy(), self.gpus.copy()
-        twin.memory_mb, twin.kept = self.memory_mb, self.kept
+        twin.memory_mb, twin.kept, twin.shared = self.memory_mb, self.kept, self.shared
         return twin
 
     @property
     def spare(self) -> int:
         """Free cores that are kept for nobody."""
-        return max(0, len(self.cpus) - needs(self.kept)) if self.kept else len(self.cpus)
+        kept = needs(self.kept, self.node) if self.kept else 0
+        return max(0, len(self.cpus) - kept)
 
     def count(self, shape: Shape, *, ours: bool = False) -> int:
         """How many tasks' parts of this shape still fit; `ours`: it is what room is kept for."""
@@ -78,12 +90,20 @@ class Room:
         if self.kept and not ours:
             cores, gpus = self.spare, max(0, gpus - self.kept.gpus)
             memory_mb = max(0, memory_mb - self.kept.memory_mb)
-        found = cores // (shape.cores * shape.ranks)
+        found = cores // needs(shape, self.node)
         if shape.gpus:
             found = min(found, gpus // shape.gpus)
         if shape.memory_mb:
             found = min(found, memory_mb // shape.memory_mb)
+        if shape.per_node:
+            found = min(found, self._shares(shape, ours))
         return found
+
+    def _shares(self, shape: Shape, ours: bool) -> int:
+        """How many more of a shape that says how many of it may be here."""
+        kept = self.kept.per_node if self.kept and not ours else 0
+        free = 1 - self.shared - (Fraction(1, kept) if kept else 0)
+        return max(0, int(free * shape.per_node))
 
     def take(self, shape: Shape) -> Grant | None:
         """Give a task of this shape its lowest free cores and GPUs; None if it does not fit."""
@@ -91,12 +111,14 @@ class Room:
 
     def grant(self, shape: Shape) -> Grant:
         """Give a task's part, which fits, its lowest free cores and GPUs."""
-        cores, gpus = shape.cores * shape.ranks, shape.gpus
+        cores, gpus = needs(shape, self.node), shape.gpus
         cpus, names = tuple(self.cpus[:cores]), tuple(self.gpus[:gpus])
         del self.cpus[:cores]
         del self.gpus[:gpus]
         self.memory_mb -= shape.memory_mb
-        return Grant(cpus, names, shape.memory_mb, self.number)
+        if shape.per_node:
+            self.shared += Fraction(1, shape.per_node)
+        return Grant(cpus, names, shape.memory_mb, self.number, shape.per_node)
 
     def lend(self, cpus: tuple[int, ...], memory_mb: int) -> Grant:
         """Give away these very cores, which are free, and so much memory."""
@@ -113,6 +135,8 @@ class Room:
             self.gpus += grant.gpus
             self.gpus.sort(key=self.node.gpus.index)
         self.memory_mb += grant.memory_mb
+        if grant.per_node:
+            self.shared -= Fraction(1, grant.per_node)
 
     @property
     def idle(self) -> bool:

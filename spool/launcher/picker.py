@@ -157,7 +157,11 @@ class Picker:
     def _lacks_but_a_core(self, shape: Shape) -> bool:
         """Whether any core that gets free will do: all else that waits claimed is in the way."""
         one_core = shape.cores * shape.ranks == 1
-        return one_core and not shape.gpus and shape.memory_mb <= self._plan.rooms[0].memory_mb
+        return (
+            one_core
+            and not (shape.gpus or shape.per_node)
+            and shape.memory_mb <= self._plan.rooms[0].memory_mb
+        )
 
     def _is_tired(self, shape: Shape) -> bool:
         """Whether a task that does not fit now has waited so long that room must be kept for it.

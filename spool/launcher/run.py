@@ -152,7 +152,7 @@ class Starter:
             flavour,
             self._seats(running.grants),
             shape.ranks,
-            shape.cores,
+            cores_per_rank(running),
             words,
             pin=self.pin,
             forwarded=sorted(forwarded),
@@ -221,7 +221,8 @@ class Starter:
         if not shape.mpi or flavour is None:
             return {}
         seats = self._seats(running.grants)
-        return mpirun.environment(seats, shape.ranks, shape.cores, pin=self.pin, flavour=flavour)
+        cores = cores_per_rank(running)
+        return mpirun.environment(seats, shape.ranks, cores, pin=self.pin, flavour=flavour)
 
     def _given(self, running: Running) -> dict[str, str]:
         """The variables that differ from task to task."""
@@ -258,6 +259,11 @@ class Starter:
         reason = str(fault) if isinstance(fault, SpoolError) else program_fault(running, fault)
         code = NOT_FOUND if missing else NOT_RUNNABLE
         return {**exit_event(running, self.owner.name), "code": code, "error": reason}
+
+
+def cores_per_rank(running: Running) -> int:
+    """What its shape says, or more where it has its share of each node."""
+    return min(len(grant.cpus) for grant in running.grants) // running.shape.ranks
 
 
 def program_fault(running: Running, fault: Exception) -> str:

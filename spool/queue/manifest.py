@@ -71,6 +71,7 @@ class Manifest(
     nodes: Count = 1
     ranks_per_node: Count = 1
     cores_per_rank: Count = 1
+    per_node: Amount = 0
     gpus: Amount = 0
     memory: Memory = 0
     requires: list[str] = []
@@ -113,6 +114,7 @@ CHANGEABLE = (
     "time_estimate",
     "memory",
     "cores_per_rank",
+    "per_node",
     "gpus",
     "nodes",
     "requires",
@@ -195,6 +197,7 @@ def wanted_shape(manifest: Manifest, source: str = "") -> Shape:
         manifest.nodes,
         manifest.ranks_per_node,
         manifest.cores_per_rank,
+        manifest.per_node,
         manifest.gpus,
         manifest.memory,
         manifest.time_estimate or manifest.time_limit,
@@ -210,6 +213,7 @@ def _shape(
     nodes: int,
     ranks: int,
     cores: int,
+    per_node: int,
     gpus: int,
     memory: int | str,
     time: int | float | str,
@@ -223,6 +227,7 @@ def _shape(
             nodes=nodes,
             ranks=ranks,
             cores=cores,
+            per_node=per_node,
             gpus=gpus,
             memory_mb=shape.round_memory(units.memory(memory)),
             time_s=shape.round_time(units.duration(time)),

@@ -2,7 +2,8 @@
 
 A lane is SHAPE@SHARD. The shape's tokens stand in this order, defaults left out:
   STAGE. (prepare, close)  pN priority  nN nodes  rN ranks per node  cN cores per rank (always)
-  gN GPUs per node  mSIZE memory per node  tTIME estimate  f-FEATURE+FEATURE  w-WORKFLOW  s-SOURCE
+  kN at most so many on a node  gN GPUs per node  mSIZE memory per node  tTIME estimate
+  f-FEATURE+FEATURE  w-WORKFLOW  s-SOURCE
 Names that are long, or hold a dot, enter as ~HASH in place of -NAME.
 Fails  ValueError: a group that is no lane.
 """
@@ -24,7 +25,8 @@ TIME_LADDER = (*(60 * m for m in _LADDER_MINUTES), *(86400 * d for d in (1, 2, 3
 MEMORY_LADDER = (64, 128, 256, 512, *(1024 * g * 2**k for k in range(13) for g in (1, 1.5)))
 SHAPE_LONGEST = 120
 _PLAIN = r"[A-Za-z0-9_+-]{1,32}"
-_TOKEN = r"(p-?|[nrcg])([0-9]{1,9})|([mt])([0-9dhmsMGT]+)|([fws])([-~])([A-Za-z0-9_+-]+)"
+_TOKEN = r"(p-?|[nrckg])([0-9]{1,9})|([mt])([0-9dhmsMGT]+)|([fws])([-~])([A-Za-z0-9_+-]+)"
+_SAME = ("nodes", "ranks", "cores", "per_node", "gpus", "features", "stage")
 STAGES = ("run", "prepare", "close")
 MOST_HASHED = 12
 
@@ -32,7 +34,8 @@ MOST_HASHED = 12
 class Shape(msgspec.Struct, frozen=True):
     """All that a launcher, a selection or the sizing may refuse a task for.
 
-    cores is per rank, gpus and memory_mb per node; time_s is 0 where nothing was said;
+    cores is per rank, gpus and memory_mb per node; per_node tasks share a node at most, 0: as many
+    as have room; time_s is 0 where nothing was said;
     features, workflow and source are lane tokens: "" or "-NAME" or "~HASH".
     """
 
@@ -40,6 +43,7 @@ class Shape(msgspec.Struct, frozen=True):
     nodes: int = 1
     ranks: int = 1
     cores: int = 1
+    per_node: int = 0
     gpus: int = 0
     memory_mb: int = 0
     time_s: int = 0
@@ -50,9 +54,8 @@ class Shape(msgspec.Struct, frozen=True):
 
     def within(self, lane: Shape) -> bool:
         """Whether what was claimed by this lane's shape has all that a task of ours needs."""
-        ours = (self.nodes, self.ranks, self.cores, self.gpus, self.features, self.stage)
-        theirs = (lane.nodes, lane.ranks, lane.cores, lane.gpus, lane.features, lane.stage)
-        return ours == theirs and self.memory_mb <= lane.memory_mb and self.time_s <= lane.time_s
+        same = all(getattr(self, key) == getattr(lane, key) for key in _SAME)
+        return same and self.memory_mb <= lane.memory_mb and self.time_s <= lane.time_s
 
     @property
     def mpi(self) -> bool:
@@ -139,6 +142,7 @@ def print_shape(shape: Shape) -> str:
         ("n", shape.nodes, 1),
         ("r", shape.ranks, 1),
         ("c", shape.cores, None),
+        ("k", shape.per_node, 0),
         ("g", shape.gpus, 0),
     ):
         if value != default:
@@ -188,6 +192,7 @@ _FIELDS = {
     "n": "nodes",
     "r": "ranks",
     "c": "cores",
+    "k": "per_node",
     "g": "gpus",
     "f": "features",
     "w": "workflow",

@@ -129,6 +129,7 @@ def _room(found: Task) -> str:
         (f"{wanted.nodes} nodes", wanted.nodes > 1),
         (f"{wanted.ranks_per_node} ranks on each node", wanted.ranks_per_node > 1),
         (f"{wanted.cores_per_rank} cores", wanted.cores_per_rank > 1),
+        (f"at most {wanted.per_node} on a node", wanted.per_node > 0),
         (f"{wanted.gpus} gpus", wanted.gpus > 0),
         (units.print_memory(memory), memory > 0),
         (" ".join(wanted.requires), bool(wanted.requires)),
