@@ -11,8 +11,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from spool import config, units
-from spool.errors import NoSuchTask
+from spool.errors import ManifestError, NoSuchTask
 from spool.queue import control, files, history, layout, manifest, select, submit, tasks, wait
+from spool.queue.family import Family
 from spool.queue.layout import FINAL, State, Tree
 from spool.queue.manifest import Manifest
 from spool.queue.select import Selection
@@ -132,7 +133,8 @@ class Spool:
         """Submit one task durably.
 
         command is a list of words, or one line for sh; keys are those of the manifest (see
-        `spool schema`), such as cores_per_rank=4, time_limit="1h", workflow="scan".
+        `spool schema`), such as cores_per_rank=4, time_limit="1h", workflow="scan"; after takes
+        tasks as well as ids.
         Raises ManifestError, DiskFull.
         """
         return Task(self._tree, submit.submit(self._tree, _manifest(command, keys)))
@@ -140,15 +142,19 @@ class Spool:
     def submit_many(self, items: Iterable[Mapping[str, Any] | Command]) -> Iterator[Task]:
         """Submit tasks in durable batches of 10,000, yielding each once it is in the queue.
 
-        An item is a mapping of manifest keys, or a command alone. A wrong item raises
-        ManifestError; what came before it in its batch is not submitted.
+        An item is a mapping of manifest keys, or a command alone; `after` may name other items by
+        their `name`. A wrong item, an unknown parent or a cycle raises ManifestError; what came
+        before it in its batch is not submitted.
         """
         shown: list[str] = []
         with submit.Submitter(self._tree, shown.extend) as submitter:
-            for item in items:
+            family = Family(submitter.add)
+            for number, item in enumerate(items, 1):
                 keys = dict(item) if isinstance(item, Mapping) else {"command": _words(item)}
-                submitter.add(manifest.from_mapping(keys, "item"))
+                wanted = manifest.from_mapping(_with_ids(keys), "item")
+                _none_rejected(family.add(wanted, f"item {number}"))
                 yield from self._handles(shown)
+            _none_rejected(family.left())
             submitter.finish()
         yield from self._handles(shown)
 
@@ -224,7 +230,22 @@ def _words(command: Command) -> str | list[str]:
 
 def _manifest(command: Command | None, keys: dict[str, Any]) -> Manifest:
     given = keys if command is None else {**keys, "command": _words(command)}
-    return manifest.from_mapping(given, "submit")
+    return manifest.from_mapping(_with_ids(given), "submit")
+
+
+def _with_ids(keys: dict[str, Any]) -> dict[str, Any]:
+    """Manifest keys with ids where tasks were given."""
+    plain = {key: value.id if isinstance(value, Task) else value for key, value in keys.items()}
+    if "after" in plain:
+        after = plain["after"]
+        some = [after] if isinstance(after, str) else after
+        plain["after"] = [one.id if isinstance(one, Task) else one for one in some]
+    return plain
+
+
+def _none_rejected(rejected: Iterable[tuple[str, str]]) -> None:
+    for where, reason in rejected:
+        raise ManifestError(f"{where}: {reason}")
 
 
 def _moment(since: float | str) -> float:

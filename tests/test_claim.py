@@ -190,7 +190,7 @@ def test_a_line_is_written_into_the_task_and_happens_to_its_story(tree: Tree, ow
     task = claimed(owner, one(tree))
     claim.write_line(owner, task, {"time": "2026-01-01T00:00:00Z", "what": "held"}, sync=True)
     assert task.story.held is True
-    assert claim.place_of(task, 0.0).group.startswith("held@")
+    assert claim.place_of(tree, task, 0.0).group.startswith("held@")
 
 
 def test_a_line_for_a_task_that_vanished_is_no_lost_lease(tree: Tree, owner: Owner) -> None:

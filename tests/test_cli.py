@@ -271,7 +271,6 @@ def test_a_launcher_tells_in_json_what_it_did(tree: Tree, spool: Spool, command:
     [
         (("submti",), "there is no command 'submti'. Did you mean 'submit'?"),
         (("frobnicate",), "there is no command 'frobnicate'. Run: spool --help"),
-        (("submit", "--after", "x", "--", "true"), "dependencies (--after) are not supported yet"),
         (("submit", "--array", "1-9", "--", "true"), "arrays (--array, for now --each)"),
         (("submit", "--time-limit", "soon", "--", "true"), "expected a duration such as 90"),
         (("submit", "--move", "--", "true"), "--move goes with --dir"),
@@ -335,8 +334,8 @@ def test_submit_prints_the_id_alone_and_keeps_every_option(tree: Tree, command: 
         "command": ["prog", "--flag", "{}"], "environment": {"A": "1=2"}, "priority": 5, "nodes": 2,
         "ranks_per_node": 3, "cores_per_rank": 4, "per_node": 2, "gpus": 1, "memory": "8G",
         "requires": ["ssd"], "time_estimate": "1h", "time_limit": "2h",
-        "begin": "2027-01-02T03:04:00.000Z", "hold": True, "signal": "INT", "grace": "30s", "max_attempts": 2, "max_lost": 0,
-        "backoff": "5m", "output": "apart", "fresh": True,
+        "begin": "2027-01-02T03:04:00.000Z", "hold": True, "signal": "INT", "grace": "30s",
+        "max_attempts": 2, "max_lost": 0, "backoff": "5m", "output": "apart", "fresh": True,
     }  # fmt: skip
     assert where(tree, task_id).startswith("WAITING/held@")
 

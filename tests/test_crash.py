@@ -271,7 +271,7 @@ def _final(tree: Tree, state: State, **exit_keys: Any) -> str:
     task = claimed(me, task_id)
     crashing.line(task, "start", attempt=1, owner=me.name)
     crashing.line(task, "exit", attempt=1, owner=me.name, **exit_keys)
-    place = claim.place_of(task, 0.0)
+    place = claim.place_of(tree, task, 0.0)
     assert place.state is state
     claim.hand_on(me, task_id, place)
     me.end()

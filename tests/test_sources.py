@@ -383,7 +383,7 @@ def test_braces_in_json_lines_are_text():
         (b"null", "must be a JSON object, got NoneType"),
         (b'{"command": ["a"], "nodez": 1}', "unknown key 'nodez'; did you mean 'nodes'?"),
         (b'{"command": ["a"], "nodes": "x"}', "key 'nodes': expected int, got str, got 'x'"),
-        (b'{"command": ["a"], "after": []}', "key 'after' is not supported yet"),
+        (b'{"command": ["a"], "mpi": {}}', "key 'mpi' is not supported yet"),
         (b'{"name": "x"}', "needs 'command'"),
         (b'{"command": ["caf\xe9"]}', "is not JSON: "),
         (b'{"command": ["\\ud800"]}', "is not JSON: "),
@@ -476,7 +476,7 @@ def test_every_kind_of_key_is_known():
     types = {field.name: field.type for field in msgspec.structs.fields(Manifest)}
     assert types.keys() - kinds.keys() == {"id", "submitted", "data"}
     assert {key for key, kind in kinds.items() if kind is bool} == {"hold", "fresh"}
-    lists = {"tags", "args", "requires", "inputs"}
+    lists = {"tags", "args", "requires", "inputs", "after"}
     assert {key for key, kind in kinds.items() if kind is list} == lists
 
 
@@ -561,7 +561,7 @@ def test_tabs_separate_a_tsv():
         (b",,\n1,2,3\n", "f:1: expected a header row"),
         (b"\na,b,a\n", "f:2: two columns are named 'a'"),
         (b"a, a\n", "f:1: two columns are named 'a'"),
-        (b"a,after\n", "f:1: column 'after' is a key that this version does not support yet"),
+        (b"a,mpi\n", "f:1: column 'mpi' is a key that this version does not support yet"),
         (b"\xff\xfea\0\n", "f:1: the header is not UTF-8 text"),
         (b"a\0,b\n", "f:1: the header holds a NUL"),
         (b'"a\n', "f:1: the header is malformed"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import click
@@ -18,7 +18,7 @@ from spool.queue.manifest import Manifest
 from spool.queue.submit import Fill
 
 PATH = click.Path()  # for the shell's completion; what is wrong with one is told elsewhere
-NOT_YET = {"after": "dependencies (--after)", "array": "arrays (--array, for now --each)"}
+NOT_YET = {"array": "arrays (--array, for now --each)"}
 
 
 @click.command("submit", context_settings={"allow_interspersed_args": False})
@@ -53,6 +53,14 @@ NOT_YET = {"after": "dependencies (--after)", "array": "arrays (--array, for now
 @click.option("--requires", multiple=True, help="A feature its node must have.")
 @click.option("--time-estimate", type=shared.Duration(), help="How long it is thought to run.")
 @click.option("--time-limit", type=shared.Duration(), help="Stop it after so long.")
+@click.option("--after", multiple=True, metavar="ID", help="Not before that task has finished.")
+@click.option(
+    "--on-parent-failure",
+    type=click.Choice(["wait", "fail", "run"]),
+    help="What to do when one of them fails; wait (for its retry).",
+)
+@click.option("--replaces", metavar="ID", help="Take that task's place for all that wait for it.")
+@click.option("--key", help="Submitted again with the same key, it is the same task.")
 @click.option("--begin", type=shared.Begin(), help="Not before: now+10m, 2026-11-22T20:30 (UTC).")
 @click.option("--hold", is_flag=True, help="Keep it back until `spool release`.")
 @click.option("--signal", metavar="SIG[@GRACE]", help="How to stop it; TERM@10s.")
@@ -61,7 +69,6 @@ NOT_YET = {"after": "dependencies (--after)", "array": "arrays (--array, for now
 @click.option("--backoff", type=shared.Duration(), help="Wait before the second try, then double.")
 @click.option("--output", type=click.Choice(["together", "apart", "none"]), help="stdout, stderr.")
 @click.option("--fresh", is_flag=True, help="Move an earlier attempt's files aside first.")
-@click.option("--after", multiple=True, hidden=True)
 @click.option("--array", hidden=True)
 @shared.as_json
 @click.pass_context
@@ -77,6 +84,7 @@ def submit_command(ctx: click.Context, /, **keys: Any) -> None:
       spool submit --from tasks.jsonl
       spool submit run.sh 7            a script with lines: #SPOOL --cores 4
       spool submit --dir inputs/ -- ./solve mesh.h5
+      spool submit --after prepare.26112215-00-ebmfqudxpa -- ./reduce
     """
     keys = _with_directives(ctx, keys)
     for key, what in NOT_YET.items():
@@ -99,7 +107,7 @@ def submit_command(ctx: click.Context, /, **keys: Any) -> None:
         _outside(tree, folder)
         _submit_many(tree, bulk, template, fill, as_json=as_json, whole=whole)
         return
-    wanted = manifest.from_mapping(template, "submit")
+    wanted = manifest.from_mapping(_with_kin(tree, template), "submit")
     _app_exists(tree, wanted)
     _outside(tree, folder)
     _print_ids([submit.submit(tree, wanted, fill)], as_json=as_json)
@@ -140,6 +148,18 @@ def _template(keys: dict[str, Any]) -> dict[str, Any]:
     if "@" in made.get("signal", ""):
         made["signal"], _, made["grace"] = made["signal"].partition("@")
     return {key: list(v) if isinstance(v, tuple) else v for key, v in made.items()}
+
+
+def _with_kin(tree: Tree, template: dict[str, Any]) -> dict[str, Any]:
+    """The same, with ids for the words that mean parents; a word may mean several tasks."""
+    from spool.queue.select import Selection, find, one
+
+    if words := template.get("after"):
+        found = find(tree, Selection(words=tuple(words), strict=True))
+        template = {**template, "after": [spot.id for spot in found]}
+    if word := template.get("replaces"):
+        template = {**template, "replaces": one(tree, word).id}
+    return template
 
 
 def _app_exists(tree: Tree, wanted: Manifest) -> None:
@@ -218,6 +238,7 @@ def _submit_many(
     as_json: bool,
     whole: bool,
 ) -> None:
+    from spool.queue.family import Family
     from spool.sources import Rejected
 
     def shown(ids: list[str]) -> None:
@@ -225,7 +246,9 @@ def _submit_many(
 
     rejected = 0
     apps: set[str] = set()
+    template = _with_kin(tree, template)
     with submit.Submitter(tree, shown, hold_back=whole) as submitter:
+        family = Family(lambda wanted: submitter.add(wanted, fill))
         for number, item in enumerate(_progress(*_items(bulk, template)), 1):
             if not isinstance(item, Rejected) and item.app and item.app not in apps:
                 try:
@@ -234,10 +257,10 @@ def _submit_many(
                 except ManifestError as fault:
                     item = Rejected(f"task {number}", str(fault))
             if isinstance(item, Rejected):
-                rejected += 1
-                click.echo(f"{item.where}: {item.reason}", err=True)
-                continue
-            submitter.add(item, fill)
+                rejected += _say_rejected([(item.where, item.reason)])
+            else:
+                rejected += _say_rejected(family.add(item, f"task {number}"))
+        rejected += _say_rejected(family.left())
         if not (whole and rejected):
             submitter.finish()
     count = 0 if whole and rejected else submitter.count
@@ -246,6 +269,15 @@ def _submit_many(
     )
     if rejected:
         raise click.exceptions.Exit(SpoolError.exit_code)
+
+
+def _say_rejected(rejected: Iterable[tuple[str, str]]) -> int:
+    """Tell why tasks are not submitted; how many."""
+    count = 0
+    for where, reason in rejected:
+        click.echo(f"{where}: {reason}", err=True)
+        count += 1
+    return count
 
 
 def _items(bulk: dict[str, Any], template: dict[str, Any]) -> tuple[Iterator[Any], Any, int]:

@@ -15,7 +15,7 @@ from spool.errors import ManifestError
 from spool.launcher import clock
 from spool.launcher.run import Running
 from spool.launcher.stopping import Stops
-from spool.queue import claim, files, manifest, takeover
+from spool.queue import claim, files, manifest
 from spool.queue.owner import Owner
 from spool.queue.tasks import Task
 
@@ -82,5 +82,5 @@ def settle_claimed(owner: Owner, verb: str, task: Task, said: dict[str, Any]) ->
     except (ManifestError, FileNotFoundError) as fault:
         return str(fault)
     finally:
-        takeover.settle(owner, task)
+        claim.settle(owner, task)
     return ""

@@ -16,6 +16,7 @@ from queue import SimpleQueue
 from spool.errors import SpoolError
 from spool.launcher import clock
 from spool.queue import claim, faults, files
+from spool.queue.layout import FINAL
 from spool.queue.owner import Owner
 from spool.queue.place import Place
 
@@ -32,6 +33,7 @@ class Batch:
     a time, so that slots are never left waiting for a disk. The folders moved into are synced
     with the next batch, or when nothing more is gathered.
 
+    finals are the ids of those that were moved to a final state: for the caller to take.
     deliver takes a durable task where it is not we who move it: a rank tells its leader.
     """
 
@@ -46,6 +48,7 @@ class Batch:
         self.moving: deque[Ended] = deque()
         self.places: set[Place] = set()
         self.stuck: list[tuple[str, str]] = []
+        self.finals: list[str] = []
         self.syncing = False
         self._orders: SimpleQueue[tuple[list[Ended], set[Place]] | None] = SimpleQueue()
         self._answers: SimpleQueue[Exception | None] = SimpleQueue()
@@ -89,6 +92,8 @@ class Batch:
                 self.stuck.append((task_id, str(fault)))
             else:
                 self.places.add(Place(place.state, place.group))
+                if place.state in FINAL:
+                    self.finals.append(task_id)
         if not self.syncing and (not self.moving or clock.now() - self.ordered >= EVERY_S):
             self._next_order(now)
         return done

@@ -25,7 +25,7 @@ from spool.launcher.children import Children, become_subreaper
 from spool.launcher.guard import Guard
 from spool.launcher.run import Running, Starter
 from spool.launcher.stopping import Stops
-from spool.queue import claim, faults, history, layout, manifest, processes, takeover
+from spool.queue import claim, faults, history, layout, manifest, processes
 from spool.queue.layout import State
 from spool.queue.owner import Owner
 from spool.queue.place import Place
@@ -128,10 +128,10 @@ class Crew:
         task = claim.read_claim(self.owner, task_id, self.trusted)
         if task is None:
             return None
-        belongs = claim.place_of(task, clock.epoch()).state is State.READY
+        belongs = claim.place_of(self.owner.tree, task, clock.epoch()).state is State.READY
         if belongs and manifest.wanted_shape(task.manifest).within(shape):
             return task
-        takeover.settle(self.owner, task)  # its lane said less than its manifest asks for
+        claim.settle(self.owner, task)  # its lane said less than its manifest asks for
         return None
 
     # -- ends ------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ def record(owner: Owner, running: Running) -> Place:
         events.append({**said, "time": units.now_stamp(), "what": "cancelled"})
     for event in events:
         history.tell(task.story, event)  # told again after a full disk, it changes nothing more
-    place = claim.place_of(task, clock.epoch())
+    place = claim.place_of(owner.tree, task, clock.epoch())
     if place.line:
         events.append({"time": units.now_stamp(), **place.line})
     if _write(owner, running, events):
@@ -87,7 +87,7 @@ def _rebuilt(owner: Owner, running: Running, events: list[dict[str, Any]]) -> Pl
         _set_aside(f"{task.path}/{name}")
         files.replace(f"{task.path}/{name}", content)
     history.tell(task.story, vanished)
-    return claim.place_of(task, clock.epoch())
+    return claim.place_of(owner.tree, task, clock.epoch())
 
 
 def _make_folder_again(path: str) -> None:

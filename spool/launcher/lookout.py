@@ -29,18 +29,20 @@ class Lookout:
         self.observer = takeover.Observer(owner, over=allocation.is_over)
         self.looked = self.undecided = False
         self._watched_at = self._swept_at = 0.0
+        self._swept = ""  # how far the sweep of waiting children has come
 
     def look(self) -> None:
         """Admit, release and take over what is due. Raises LeaseLost; DiskFull, OSError: later."""
         now, tree = time.monotonic(), self.owner.tree
         self.door.look()
         if advance.due_groups(tree, time.time()):
-            advance.release_due(tree)
+            advance.release_due(self.owner)
         if now - self._watched_at >= WATCH_EVERY_S:
             self._watched_at = now
             self._watch_others()
         if now - self._swept_at >= SWEEP_EVERY_S:
             self._swept_at = now
+            self._swept = advance.sweep(self.owner, self._swept)
             for path in advance.empty_groups(tree):
                 files.remove_folder(path)
         self.looked = True

@@ -32,6 +32,7 @@ from spool.launcher.crew import Report
 from spool.launcher.field import Field
 from spool.launcher.gate import Gate
 from spool.launcher.hands import Hands
+from spool.launcher.heirs import Heirs
 from spool.launcher.lookout import Lookout
 from spool.launcher.picker import Held, Picker, Wishes
 from spool.launcher.places import Places
@@ -121,6 +122,7 @@ class Launcher:
         self.lookout = Lookout(self.owner, self.trusted, self.log)
         self.journal = Journal(self.tree, self.owner.name)
         self.batch = Batch(self.owner, self.settings.launcher_sync)
+        self.heirs = Heirs(self.owner)
         self.bell = watch.Bell(self.tree, BELL)
         self.chores = Chore(self.lookout.look, WAKE)
         self.ranks = self.field.ranks
@@ -196,6 +198,7 @@ class Launcher:
                 self.claimed.popleft()
             self._record_ends()
             self.batch.drain()
+            advance.after(self.owner, self.batch.finals)
         except (FileSystemFault, OSError) as fault:
             self.log(f"left with tasks in hand, which another owner takes over: {fault}")
 
@@ -346,7 +349,13 @@ class Launcher:
             self.log(f"{task_id}: cannot be moved, left to a taker: {why}")
         if moved and not self.batch.moving:
             self.journal.write()
-        return moved
+        if self.batch.finals and not self.batch.moving:
+            self.heirs.ended(self.batch.finals)
+            self.batch.finals.clear()
+        if heirs := self.heirs.step(self.slice):
+            self.nothing_to_claim = False
+            self.picker.claimer.lanes.clear()  # they may have opened new ones
+        return moved + heirs
 
     # -- once a second ---------------------------------------------------------------------------
 
@@ -486,7 +495,7 @@ class Launcher:
             return self.interrupting and clock.now() < self.paused_until
         if self.draining:
             return True
-        if not self.batch.empty or not self.nothing_to_claim:
+        if not (self.batch.empty and self.heirs.empty and self.nothing_to_claim):
             return False
         if self.wishes.hand_of:
             return not self._new_lanes()

@@ -23,8 +23,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from spool import units
 from spool.errors import ManifestError, SpoolError
-from spool.queue import claim, faults, files, history, layout, manifest, tasks
+from spool.queue import advance, claim, faults, files, history, layout, manifest, parents, tasks
 from spool.queue.claim import printable
 from spool.queue.manifest import Input, Manifest
 from spool.queue.owner import Owner
@@ -307,6 +308,8 @@ def admit_all(owner: Owner, arrivals: list[Arrival], trusted: frozenset[int]) ->
         files.sync_all(owner.claims)
     places = [_moved_on(owner, arrival, task_id) for arrival, task_id in marked]
     claim.sync_places(owner.tree, [place for place in places if place])
+    under = {place.group for place in places if place and layout.parse_id(place.group)}
+    advance.look_again(owner.tree, under)
     return len(arrivals)
 
 
@@ -365,6 +368,7 @@ def _mark(owner: Owner, arrival: Arrival, trusted: frozenset[int]) -> str:
     _no_twins(raw)
     wanted = manifest.parse(raw, layout.MANIFEST)
     _app_exists(owner, wanted)
+    _parents_exist(owner, wanted)
     for item in wanted.input_list:
         if reason := wrong_input(path, item):
             raise ManifestError(reason)
@@ -376,6 +380,12 @@ def _mark(owner: Owner, arrival: Arrival, trusted: frozenset[int]) -> str:
 def _app_exists(owner: Owner, wanted: Manifest) -> None:
     if wanted.app and not files.exists(owner.tree.app(wanted.app)):
         raise ManifestError(f"there is no app {wanted.app!r}. Run: spool app")
+
+
+def _parents_exist(owner: Owner, wanted: Manifest) -> None:
+    for parent in wanted.after:
+        if not parents.is_known(owner.tree, parent):
+            raise ManifestError(f"key 'after': there is no task {parent!r}")
 
 
 def _forbidden(path: str, arrival: Arrival) -> str:
@@ -448,7 +458,9 @@ def _move_on(owner: Owner, arrival: Arrival, task_id: str) -> Place | None:
         claim.set_aside(owner, task_id, reason)
         return None
     task = tasks.load(path, task_id)
-    place = claim.place_of(task, time.time())
+    place = claim.place_of(owner.tree, task, time.time())
+    if place.line is not None:
+        claim.write_line(owner, task, {"time": units.now_stamp(), **place.line}, sync=True)
     try:
         files.move(path, owner.tree.task(place.state, place.group, task_id))
     except FileExistsError:

@@ -1,20 +1,37 @@
 """advance - WAITING: move on what waits for nothing any more; and sweep away what is empty.
 
-Owns   moves out of WAITING/until@MINUTE when the minute has come; removal of empty groups.
-Never  writes a line: nothing is decided here, the clock has merely come round.
+Owns   moves out of WAITING/PARENT-ID when that parent has ended, out of WAITING/until@MINUTE when
+       the minute has come; removal of empty groups.
+Never  writes a line where nothing is decided: a parent has finished, the clock has come round. What
+       a parent's failure decides is told by an owner that first claims the child.
+
+No child is left behind: whoever ends a parent first moves it, then lists WAITING/PARENT-ID; whoever
+puts a child there first moves it, then looks at the parent again. A sweep repairs what a crash
+leaves between the two.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 from spool.errors import ManifestError
 from spool.queue import claim, files, layout, tasks
-from spool.queue.layout import State, Tree
+from spool.queue.layout import FINAL, State, Tree
+from spool.queue.owner import Owner
+from spool.queue.parents import Lookup
 from spool.queue.place import Place
 
 SLICE = 2_000
+SWEPT_AT_ONCE = 200  # parents
+HOPS = 1_000_000  # a bound where two owners could chase each other; a child of N parents needs N
+Tell = Callable[[str, str], bool]
+"""Claim, by its path and id, a child whose move needs a line; whether it was moved on."""
+
+
+# -- moments -------------------------------------------------------------------------------------
 
 
 def due_groups(tree: Tree, now: float) -> list[str]:
@@ -33,19 +50,18 @@ def next_due(tree: Tree) -> float | None:
     return min((moment for moment in moments if moment is not None), default=None)
 
 
-def release_due(tree: Tree, limit: int = SLICE) -> int:
+def release_due(me: Owner, limit: int = SLICE) -> int:
     """Move on tasks whose moment has come, at most `limit`; how many moved.
 
     Any number of sweepers may race for a task: each rename has one winner.
     """
-    now, moved, places = time.time(), 0, []
-    for group in due_groups(tree, now):
+    tree, moved, places = me.tree, 0, []
+    for group in due_groups(tree, time.time()):
         folder = tree.group(State.WAITING, group)
         for name in files.names(folder):
             if moved >= limit:
                 break
-            place = _place(f"{folder}/{name}", name, now)
-            if place and place.group != group and _move(tree, f"{folder}/{name}", name, place):
+            if (place := _move_on(tree, group, name, _teller(me))) is not None:
                 moved += 1
                 places.append(place)
         files.remove_folder(folder)
@@ -53,9 +69,94 @@ def release_due(tree: Tree, limit: int = SLICE) -> int:
     return moved
 
 
-def _place(path: str, name: str, now: float) -> Place | None:
+# -- children ------------------------------------------------------------------------------------
+
+
+def parents_waited_for(tree: Tree) -> set[str]:
+    """The ids of all tasks that some other lies under."""
+    return {group for group in files.names(tree.state(State.WAITING)) if layout.parse_id(group)}
+
+
+def children(me: Owner, ended: Iterable[str], *, closely: bool = False) -> Iterator[Place]:
+    """Move on all that waits under tasks that have ended; where each went, one by one.
+
+    `closely`: parents that are nowhere are told from those that have not finished.
+    """
+    left, kin = deque(ended), Lookup(me.tree, closely=closely)
+    while left:
+        for name, place in _children_of(me.tree, left.popleft(), _teller(me), kin):
+            yield place
+            if place.state in FINAL:  # it failed with its parent, and so may its own children
+                left.append(name)
+
+
+def after(me: Owner, ended: Collection[str]) -> int:
+    """The same at once, for those of `ended` that something waits for; how many moved."""
+    if not ended:
+        return 0
+    waited_for = parents_waited_for(me.tree)
+    return sum(1 for _ in children(me, [one for one in ended if one in waited_for]))
+
+
+def look_again(tree: Tree, parents: Iterable[str]) -> None:
+    """Move on what was put under parents that have finished meanwhile.
+
+    For a submitter, which owns nothing: what needs a line is left to the sweep.
+    """
+    kin = Lookup(tree)
+    for parent in parents:
+        if kin[parent].state in FINAL:
+            for _ in _children_of(tree, parent, lambda path, name: False, kin):
+                pass
+
+
+def sweep(me: Owner, start: str, limit: int = SWEPT_AT_ONCE) -> str:
+    """Look after up to `limit` parents from `start` on; where to go on next time, "" at the end."""
+    waited_for = sorted(parents_waited_for(me.tree))
+    first = bisect_right(waited_for, start) if start else 0
+    some = waited_for[first : first + limit]
+    kin = Lookup(me.tree, closely=True)
+    gone = (parent for parent in some if kin[parent] != (parent, State.WAITING))
+    for _ in children(me, gone, closely=True):
+        pass
+    return some[-1] if first + limit < len(waited_for) else ""
+
+
+def _children_of(tree: Tree, parent: str, tell: Tell, kin: Lookup) -> Iterator[tuple[str, Place]]:
+    folder = tree.group(State.WAITING, parent)
+    found = files.names(folder)
+    for name in found:
+        if (place := _move_on(tree, parent, name, tell, kin)) is not None:
+            yield name, place
+    if found:
+        files.remove_folder(folder)
+
+
+def _move_on(
+    tree: Tree, group: str, name: str, tell: Tell, kin: Lookup | None = None
+) -> Place | None:
+    """Move one task out of a group of WAITING as far as it goes; None if it stays or was lost."""
+    last: Place | None = None
+    for _ in range(HOPS):
+        path = tree.task(State.WAITING, group, name)
+        place = _place(tree, path, name, group, kin)
+        if place is None or (place.state, place.group) == (State.WAITING, group):
+            return last
+        if place.line is not None:
+            return place if tell(path, name) else last
+        if not _move(tree, path, name, place):
+            return last
+        last = place
+        if place.state is not State.WAITING or layout.parse_id(place.group) is None:
+            return last
+        group, kin = place.group, None  # that parent may have finished while we moved: look again
+    return last
+
+
+def _place(tree: Tree, path: str, name: str, under: str, kin: Lookup | None) -> Place | None:
     try:
-        return claim.place_of(tasks.load(path, name), now)
+        task = tasks.load(path, name)
+        return claim.place_of(tree, task, time.time(), under, kin)
     except (OSError, ManifestError, ValueError):
         return None  # gone, or damaged: `check` says which
 
@@ -65,6 +166,25 @@ def _move(tree: Tree, path: str, name: str, place: Place) -> bool:
         return files.move(path, tree.task(place.state, place.group, name))
     except (PermissionError, FileExistsError):
         return False
+
+
+def _teller(me: Owner) -> Tell:
+    """Claim a child for an owner, and send it on with the line that its move needs."""
+
+    def tell(path: str, name: str) -> bool:
+        try:
+            if not files.move(path, me.claim_path(name)):
+                return False
+        except (PermissionError, FileExistsError):
+            return False
+        if (task := claim.read_any(me, name)) is not None:
+            claim.settle(me, task)
+        return True
+
+    return tell
+
+
+# -- empty groups --------------------------------------------------------------------------------
 
 
 def empty_groups(tree: Tree) -> Iterator[str]:

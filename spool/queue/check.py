@@ -209,7 +209,7 @@ def trouble(tree: Tree, spot: Spot) -> str:
         return f"cannot be read: {fault}"
     if other := _elsewhere(tree, spot):
         return f"lies in {other} too"
-    return _misfiled(task, spot)
+    return _misfiled(tree, task, spot)
 
 
 def _is_lane(group: str) -> bool:
@@ -228,12 +228,12 @@ def _elsewhere(tree: Tree, spot: Spot) -> str:
     return ""
 
 
-def _misfiled(task: tasks.Task, spot: Spot) -> str:
+def _misfiled(tree: Tree, task: tasks.Task, spot: Spot) -> str:
     now = time.time()
     moment = layout.until_moment(spot.group)
     if moment is not None and moment <= now <= moment + OVERDUE_S:
         return ""  # due: the next sweep moves it
-    place = claim.place_of(task, now)
+    place = claim.place_of(tree, task, now)
     if (place.state, place.group) == (spot.state, spot.group):
         return ""
     return f"belongs in {place.state}/{place.group}"
@@ -252,8 +252,8 @@ def _mend(me: Owner, spot: Spot) -> bool:
     if other := _elsewhere(me.tree, spot):
         claim.set_aside(me, spot.id, f"{other} holds a task of this id")
         return True
-    if (task := takeover.read_any(me, spot.id)) is not None:
-        takeover.settle(me, task)
+    if (task := claim.read_any(me, spot.id)) is not None:
+        claim.settle(me, task)
     return True
 
 

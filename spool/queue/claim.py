@@ -16,10 +16,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from spool import units
 from spool.errors import LeaseLost, ManifestError
 from spool.queue import faults, files, history, layout, shape, tasks
 from spool.queue.layout import State, Tree
 from spool.queue.owner import Owner
+from spool.queue.parents import Lookup
 from spool.queue.place import Place, next_place
 from spool.queue.shape import Shape
 from spool.queue.tasks import Task
@@ -231,9 +233,33 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in plain)
 
 
-def place_of(task: Task, now: float) -> Place:
-    """Where a task we hold belongs."""
-    return next_place(task.id, task.manifest, task.story, {}, now)
+def place_of(
+    tree: Tree, task: Task, now: float, under: str = "", kin: Lookup | None = None
+) -> Place:
+    """Where a task that nobody is working on belongs; see `next_place`."""
+    return next_place(
+        task.id, task.manifest, task.story, Lookup(tree) if kin is None else kin, now, under
+    )
+
+
+def read_any(me: Owner, task_id: str) -> Task | None:
+    """Read a task we hold; None for a damaged one, which is rejected, and one unreadable now."""
+    try:
+        return tasks.load(me.claim_path(task_id), task_id)
+    except FileNotFoundError:
+        return None
+    except (ManifestError, OSError) as fault:
+        if isinstance(fault, ManifestError) or not faults.is_passing(fault):
+            reject(me, task_id, str(fault))
+        return None
+
+
+def settle(me: Owner, task: Task) -> None:
+    """Ask where a task we hold belongs, write the line that move needs, and move it there."""
+    place = place_of(me.tree, task, time.time())
+    if place.line is not None:
+        write_line(me, task, {"time": units.now_stamp(), **place.line}, sync=True)
+    hand_on(me, task.id, place, sync=True)
 
 
 def hand_on(owner: Owner, task_id: str, place: Place, *, sync: bool = False) -> bool:

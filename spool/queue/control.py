@@ -18,7 +18,18 @@ import msgspec
 from spool import units
 from spool.config import Settings
 from spool.errors import ManifestError, Refused, SpoolError
-from spool.queue import claim, faults, files, history, layout, manifest, owner, takeover, tasks
+from spool.queue import (
+    advance,
+    claim,
+    faults,
+    files,
+    history,
+    layout,
+    manifest,
+    owner,
+    takeover,
+    tasks,
+)
 from spool.queue.layout import FINAL, State, Tree
 from spool.queue.owner import Owner
 from spool.queue.place import Place
@@ -148,10 +159,20 @@ def _put(by: Verb, task: Task, *events: dict[str, Any]) -> Spot:
         claim.write_line(by.me, task, event, sync=True)
     if any(event["what"] == "change" for event in events):
         task = tasks.load(task.path, task.id)
-    place = claim.place_of(task, time.time())
+    place = claim.place_of(by.tree, task, time.time())
     if place.line:
         claim.write_line(by.me, task, {"time": units.now_stamp(), **place.line}, sync=True)
     claim.hand_on(by.me, task.id, place, sync=True)
+    if place.state in FINAL:
+        advance.after(by.me, [task.id])
+    return _seen_again(by, task, place)
+
+
+def _seen_again(by: Verb, task: Task, place: Place) -> Spot:
+    """Where a task is that may have been put under a parent that finished meanwhile."""
+    if place.state is State.WAITING and layout.parse_id(place.group):
+        advance.look_again(by.tree, [place.group])
+        return tasks.find(by.tree, task.id) or Spot(place.state, place.group, task.id)
     return Spot(place.state, place.group, task.id)
 
 

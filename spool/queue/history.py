@@ -12,6 +12,7 @@ A line is one JSON object: {"time", "what", ...}. The events:
   lost         attempt, owner: the launcher died with the task running
   held, released, cancelled, rejected, vanished: by, reason; a release may set until
   change       set: keys of the manifest laid over it
+  replaced     with: the task that took its place; look-ups of this one follow it
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ class Story(msgspec.Struct):
     held: bool | None = None
     cancelled: dict[str, Any] | None = None
     stopped: dict[str, Any] | None = None
+    replaced: dict[str, Any] | None = None
     changes: dict[str, Any] = {}
     lines: int = 0
     damaged: int = 0
@@ -118,6 +120,8 @@ def tell(story: Story, event: dict[str, Any]) -> None:
         story.cancelled = event
     elif what in ("rejected", "vanished"):
         story.stopped, story.exit = event, None
+    elif what == "replaced":
+        story.replaced = event
     elif what == "arrived":
         story.arrived = event
     elif what == "change" and isinstance(event.get("set"), dict):
@@ -141,7 +145,7 @@ def _cut_short(story: Story, event: dict[str, Any]) -> None:
 def _queued(story: Story, event: dict[str, Any]) -> None:
     if event.get("stage", "run") != "run":
         return
-    story.exit = story.started = story.cancelled = story.stopped = None
+    story.exit = story.started = story.cancelled = story.stopped = story.replaced = None
     story.until = str(event.get("until", "now"))
     if event.get("reason") == "retry by a person":
         story.failures = story.losses = story.interruptions = 0

@@ -25,6 +25,7 @@ LIMITS = "limits"  # no part of FOLDERS: made where the first limit is met
 KEY = "limit"  # the file in a limit's folder that never moves
 SIZE = "size"
 LOG = "log"
+REPLACED = "replaced"
 ARRIVING = "~new"  # behind the id of an arrival that its owner has claimed but not yet admitted
 SHARD_SIZE = 10_000
 COUNTERS = 36 * 36
@@ -266,6 +267,10 @@ class Tree:
     def journal(self, owner: str) -> str:
         """An owner's journal."""
         return f"{self.root}/journal/{owner}.jsonl"
+
+    def key(self, digest: str) -> str:
+        """The record of an idempotency key."""
+        return f"{self.root}/seen/key@{digest[:2]}/{digest[2:]}"
 
     def seen(self, task_id: str) -> str:
         """The record of a delivered or removed id."""

@@ -31,8 +31,8 @@ Memory = Annotated[int | str, Meta(description=units.MEMORY_FORM + "; a number i
 DEEPEST = 100
 PLANNED = frozenset(
     (
-        "after", "array", "chunk", "stage_in", "stage_out", "preprocess", "postprocess", "on_error",
-        "on_timeout", "on_parent_failure", "container", "mpi", "setup", "replaces", "key",
+        "array", "chunk", "stage_in", "stage_out", "preprocess", "postprocess", "on_error",
+        "on_timeout", "container", "mpi", "setup",
     )
 )  # fmt: skip
 """Keys that have their place in the format and are driven by a later version."""
@@ -87,6 +87,10 @@ class Manifest(
     max_lost: Amount = 5
     max_interrupted: Amount = 10
     inputs: list[Input | Word] = []
+    after: list[Word] = []
+    on_parent_failure: Literal["wait", "fail", "run"] = "wait"
+    replaces: str = ""
+    key: Word = ""
     output: Literal["together", "apart", "none"] = "together"
     fresh: bool = False
     data: dict[str, Any] = {}
@@ -126,6 +130,8 @@ CHANGEABLE = (
     "begin",
     "signal",
     "grace",
+    "after",
+    "on_parent_failure",
 )
 """Keys that `modify` may set after submission."""
 
@@ -255,6 +261,8 @@ def check(manifest: Manifest, where: str) -> None:
             _check_name(key, value, where)
     if manifest.tags or manifest.requires:
         _check_words(manifest, where)
+    if manifest.after or manifest.replaces:
+        _check_kin(manifest, where)
     if manifest.inputs:
         _check_inputs(manifest.input_list, where)
     if manifest.environment:
@@ -299,6 +307,23 @@ def _check_words(manifest: Manifest, where: str) -> None:
     for key, values in (("tags", manifest.tags), ("requires", manifest.requires)):
         for value in values:
             _check_name(key, value, where)
+
+
+def _check_kin(manifest: Manifest, where: str) -> None:
+    """Parents are ids, or names within one bulk submission, which knows them."""
+    for key, values in (("after", manifest.after), ("replaces", [manifest.replaces])):
+        for value in filter(None, values):
+            if not _KIN.fullmatch(value):
+                shown = units.shown(value)
+                raise ManifestError(f"{where}: key {key!r}: {shown} is no task id. Run: spool ls")
+            if value == manifest.id:
+                raise ManifestError(f"{where}: key {key!r}: a task cannot wait for itself")
+    if manifest.replaces and layout.parse_id(manifest.replaces) is None:
+        shown = units.shown(manifest.replaces)
+        raise ManifestError(f"{where}: key 'replaces': {shown} is no task id. Run: spool ls")
+
+
+_KIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+@-]{0,199}")
 
 
 def _check_inputs(inputs: list[Input], where: str) -> None:

@@ -7,7 +7,7 @@ Never  touches the disk or the clock: what it needs to know is handed to it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import msgspec
@@ -29,20 +29,33 @@ class Place(NamedTuple):
     line: dict[str, Any] | None = None
 
 
+class Parent(NamedTuple):
+    """A parent, or whoever took its place, and its state: a final one, or WAITING for "not yet".
+
+    None says that it is nowhere.
+    """
+
+    id: str
+    state: State | None
+
+
 def next_place(
     task_id: str,
     manifest: Manifest,
     story: Story,
-    parents: Mapping[str, State | None],
+    kin: Mapping[str, Parent],
     now: float,
+    under: str = "",
 ) -> Place:
     """Where a task belongs that nobody is working on.
 
-    manifest is the one in force (changes laid over it), parents the looked-up states of its
-    parents (none in this version), now the moment in epoch seconds, against which only a time to
-    wait for is held.
+    manifest is the one in force (changes laid over it), kin says what has become of its parents,
+    now is the moment in epoch seconds, against which only a time to wait for is held. under is the
+    parent it waited for last: those younger had finished then.
     """
     shard = layout.shard_of(task_id)
+    if story.replaced is not None and story.started is None:
+        return Place(State.FAILED, layout.failed_group(layout.REPLACED, shard))
     if story.exit is not None:
         if (ended := _after_exit(manifest, story, shard)) is not None:
             return ended
@@ -54,8 +67,8 @@ def next_place(
         return Place(State.FAILED, layout.failed_group("lost", shard))
     elif story.interruptions > manifest.max_interrupted:
         return Place(State.FAILED, layout.failed_group("interrupted", shard))
-    place = _queue(manifest, story, shard, now)
-    if story.exit is None:
+    place = _queue(manifest, story, shard, now, _parent(manifest, kin, shard, under))
+    if story.exit is None or place.state is State.FAILED:
         return place
     until = _retry_moment(manifest, story)
     waits = until > now
@@ -96,12 +109,48 @@ def stop_reason(event: dict[str, Any]) -> str:
     return layout.as_name(str(event.get("as") or event["what"]))
 
 
-def _queue(manifest: Manifest, story: Story, shard: str, now: float) -> Place:
+def ordered(after: Iterable[str], under: str = "") -> list[str]:
+    """Parents, the youngest first; from `under` on, since those before it had finished then."""
+    numbered = enumerate(dict.fromkeys(after))
+    young = sorted(numbered, key=lambda entry: (layout.shard_of(entry[1])[:8], entry[0]))
+    found = [task_id for _, task_id in reversed(young)]
+    start = found.index(under) if under in found else 0
+    return found[start:] + found[:start]
+
+
+def _parent(
+    manifest: Manifest, kin: Mapping[str, Parent], shard: str, under: str
+) -> Iterator[Place]:
+    """Where a task belongs because of its parents; nothing, if none of them is in its way."""
+    for parent in ordered(manifest.after, under) if manifest.after else ():
+        found = kin[parent]
+        if found.state is State.FINISHED:
+            continue
+        if found.state is None:
+            yield _stopped("no-parent", f"its parent {found.id} is nowhere", shard)
+        elif found.state is not State.WAITING and manifest.on_parent_failure == "run":
+            continue
+        elif found.state is not State.WAITING and manifest.on_parent_failure == "fail":
+            told = f"its parent {found.id} was {str(found.state).lower()}"
+            yield _stopped("parent", told.replace("was failed", "failed"), shard)
+        yield Place(State.WAITING, found.id)
+
+
+def _stopped(kind: str, reason: str, shard: str) -> Place:
+    line = {"what": "rejected", "as": kind, "reason": reason}
+    return Place(State.FAILED, layout.failed_group(kind, shard), line)
+
+
+def _queue(
+    manifest: Manifest, story: Story, shard: str, now: float, blocked: Iterator[Place]
+) -> Place:
     held = manifest.hold if story.held is None else story.held
     if held:
         return Place(State.WAITING, layout.held_group(shard))
     if (until := _wait_moment(manifest, story)) > now:
         return Place(State.WAITING, layout.until_group(until))
+    if (place := next(blocked, None)) is not None:
+        return place
     source = str(story.arrived.get("source", "")) if story.arrived else ""
     wanted = wanted_shape(manifest, source)
     if story.had_s > wanted.time_s:

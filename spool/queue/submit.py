@@ -14,19 +14,19 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterable
 from contextlib import suppress
 from types import TracebackType
 
 import msgspec
 
 from spool import units
-from spool.errors import SpoolError
+from spool.errors import ManifestError, SpoolError
 from spool.queue import faults, files, layout, manifest, owner
 from spool.queue.history import Story
 from spool.queue.layout import State, Tree
 from spool.queue.manifest import Manifest, Submitted
-from spool.queue.place import next_place
+from spool.queue.place import Place, next_place
 
 FEW = 50  # below this, one fsync a file is cheaper than flushing the whole file system
 Fill = Callable[[str], None]
@@ -42,21 +42,65 @@ def submit(tree: Tree, wanted: Manifest, fill: Fill | None = None) -> str:
 def _submit(tree: Tree, wanted: Manifest, fill: Fill | None) -> str:
     now = time.time()
     task_id = layout.new_id(task_name(wanted), layout.lone_shard(now))
-    stamped = _stamped(wanted, task_id, _submitted(now))
     nest = _make_nest(tree)
     try:
+        if wanted.key:
+            task_id, ours = _first(tree, wanted.key, nest, task_id)
+            if not ours:
+                return task_id
+        stamped = _stamped(wanted, task_id, _submitted(now))
+        place = _place(tree, task_id, stamped, now)
         built = f"{nest}/{task_id}"
         _build(built, stamped, fill, sync=True)
         if fill:
             files.sync_all(nest)
         files.sync(built)
-        place = next_place(task_id, stamped, _NO_STORY, {}, now)
         _move_new(built, tree.task(place.state, place.group, task_id))
         files.sync(tree.group(place.state, place.group))
         files.sync(tree.state(place.state))
+        _look_again(tree, [(place.state, place.group)])
     finally:
         _leave_nest(nest)
     return task_id
+
+
+def _first(tree: Tree, key: str, nest: str, task_id: str) -> tuple[str, bool]:
+    from spool.queue import keys
+
+    return keys.first(tree, key, os.path.basename(nest), task_id)
+
+
+def _place(
+    tree: Tree, task_id: str, stamped: Manifest, now: float, ours: Container[str] = ()
+) -> Place:
+    """Where a new task belongs; `ours` are the shards of what is submitted together with it.
+
+    Raises ManifestError: it waits for what never was, or has failed.
+    """
+    if not stamped.after:
+        return next_place(task_id, stamped, _NO_STORY, {}, now)
+    from spool.queue.parents import Lookup, is_known
+
+    strangers = [one for one in stamped.after if layout.parse_id(one) is None]
+    own = [one for one in stamped.after if one not in strangers and layout.shard_of(one) in ours]
+    older = (one for one in stamped.after if one not in own)
+    for parent in older:
+        if not is_known(tree, parent):
+            raise ManifestError(f"key 'after': there is no task {parent!r}. Run: spool ls")
+    place = next_place(task_id, stamped, _NO_STORY, Lookup(tree, unfinished=own), now)
+    if place.line is not None:
+        hint = "retry it first, or say on_parent_failure = run"
+        raise ManifestError(f"key 'after': {place.line['reason']}; {hint}")
+    return place
+
+
+def _look_again(tree: Tree, groups: Iterable[tuple[State, str]]) -> None:
+    """A parent may have finished before its new child could be seen."""
+    under = [group for state, group in groups if state is State.WAITING and layout.parse_id(group)]
+    if under:
+        from spool.queue import advance
+
+        advance.look_again(tree, under)
 
 
 class Submitter:
@@ -80,6 +124,7 @@ class Submitter:
         self._counter = int.from_bytes(os.urandom(2), "big")
         self._left = 0
         self._shard = ""
+        self._shards: set[str] = set()
         self._tails: list[str] = []
         self._batch: list[tuple[State, str, str]] = []
         self._groups: dict[tuple[State, str], str] = {}
@@ -98,12 +143,19 @@ class Submitter:
         _leave_nest(self.nest)
 
     def add(self, wanted: Manifest, fill: Fill | None = None) -> str:
-        """Build one task; its id. It becomes visible with its batch."""
+        """Build one task; its id. It becomes visible with its batch.
+
+        Parents of the same submission come before their children. Raises ManifestError.
+        """
         if not self._left:
             self._next_shard()
         task_id = f"{task_name(wanted)}.{self._shard}-{self._tails.pop()}"
+        if wanted.key:
+            task_id, ours = _first(self.tree, wanted.key, self.nest, task_id)
+            if not ours:
+                return task_id
         stamped = _stamped(wanted, task_id, self._submitted)
-        state, group, _ = next_place(task_id, stamped, _NO_STORY, {}, self._now)
+        state, group, _ = _place(self.tree, task_id, stamped, self._now, self._shards)
         built = f"{self._folder(state, group)}/{task_id}"
         try:
             with faults.said_plainly():
@@ -126,6 +178,7 @@ class Submitter:
         self._now = time.time()
         self._submitted = _submitted(self._now)
         self._shard = layout.shard(self._now, self._counter)
+        self._shards.add(self._shard)
         self._counter += 1
         self._left = layout.SHARD_SIZE
         self._tails = layout.random_tails(layout.SHARD_SIZE)
@@ -166,6 +219,7 @@ class Submitter:
         """Make what was moved durable, and say so."""
         for state in {state for state, _ in self._groups}:
             files.sync(self.tree.state(state))
+        _look_again(self.tree, self._groups)
         self._batch, self._groups = [], {}
         if self.shown and ids:
             self.shown(ids)

@@ -19,11 +19,20 @@ from itertools import chain
 from typing import Any
 
 from spool import units
-from spool.errors import ManifestError
-from spool.queue import admit, claim, faults, files, layout, limits, owner, processes, tasks
+from spool.queue import (
+    admit,
+    advance,
+    claim,
+    faults,
+    files,
+    layout,
+    limits,
+    owner,
+    processes,
+    tasks,
+)
 from spool.queue.layout import State, Tree
 from spool.queue.owner import Here, Owner
-from spool.queue.tasks import Task
 
 ASKED_EVERY_S = 30.0  # the batch system, about one allocation
 LOOKS_WITHIN_S = 5.0  # a launcher looks every two seconds, however often owners beat
@@ -184,7 +193,7 @@ def take_over(me: Owner, group: str, trusted: frozenset[int]) -> int:
         if not _rename_group(source, me.tree.group(State.RUNNING, mine)):
             return 0
     held, why = me.within(mine), Ending.of(me.tree, dead, last)
-    moved = 0
+    moved: list[str] = []
     for name in files.names(held.claims):
         me.beat_if_due()
         try:
@@ -193,11 +202,12 @@ def take_over(me: Owner, group: str, trusted: frozenset[int]) -> int:
             if not faults.is_of_one(fault):
                 raise
             continue  # closed to us: it stays here, where `check` finds it
-        moved += 1
+        moved.append(name)
     limits.bring_back(me.tree, dead)  # first: once the group is gone nobody looks after its owner
     files.remove_folder(held.claims)
     _bury(me, {dead, last})
-    return moved
+    advance.after(me, moved)
+    return len(moved)
 
 
 def _rename_group(source: str, target: str) -> bool:
@@ -239,7 +249,7 @@ def _settle(me: Owner, name: str, dead: str, why: Ending, trusted: frozenset[int
     if layout.parse_id(name) is None:
         claim.reject(me, name, f"{name!r} in RUNNING/{dead} is no task id")
         return
-    if (task := read_any(me, name)) is None:
+    if (task := claim.read_any(me, name)) is None:
         return
     if task.story.started is not None:
         event = {"what": why.what, "attempt": task.story.attempt, "owner": dead, "by": me.name}
@@ -247,32 +257,13 @@ def _settle(me: Owner, name: str, dead: str, why: Ending, trusted: frozenset[int
     if f"cancel.{name}" in why.requests and task.story.exit is None:
         event = {"what": "cancelled", "by": me.name, "reason": "asked before its launcher died"}
         claim.write_line(me, task, {"time": units.now_stamp(), **event}, sync=True)
-    settle(me, task)
+    claim.settle(me, task)
 
 
 def settle_lost(me: Owner, task_id: str) -> None:
     """Decide a task of our own whose node has died."""
     _settle(me, task_id, me.name, Ending("lost", me.name, frozenset(me.requests())), frozenset())
-
-
-def read_any(me: Owner, task_id: str) -> Task | None:
-    """Read a task we hold; None for a damaged one, which is rejected, and one unreadable now."""
-    try:
-        return tasks.load(me.claim_path(task_id), task_id)
-    except FileNotFoundError:
-        return None
-    except (ManifestError, OSError) as fault:
-        if isinstance(fault, ManifestError) or not faults.is_passing(fault):
-            claim.reject(me, task_id, str(fault))
-        return None
-
-
-def settle(me: Owner, task: Task) -> None:
-    """Ask where a task we hold belongs, write the line that move needs, and move it there."""
-    place = claim.place_of(task, time.time())
-    if place.line is not None:
-        claim.write_line(me, task, {"time": units.now_stamp(), **place.line}, sync=True)
-    claim.hand_on(me, task.id, place, sync=True)
+    advance.after(me, [task_id])
 
 
 def _bury(me: Owner, names: set[str]) -> None:
