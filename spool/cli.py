@@ -23,6 +23,7 @@ COMMANDS = {
     "show": "seeing",
     "history": "seeing",
     "log": "seeing",
+    "tree": "graph",
     "path": "seeing",
     "wait": "seeing",
     "report": "report",

@@ -105,23 +105,39 @@ def show_command(ctx: click.Context, word: str, as_json: bool) -> None:
 
     path = spot.path(tree)
     tail = b"\n".join(_tail(f"{path}/{layout.OUTPUT}")).decode(errors="replace")
-    why = tables.why(found)
+    why = _why(tree, spot, found)
     click.echo(tables.task(shared.shown(spot), found, shared.printable(path), why, tail))
 
 
 def _show_json(tree: Tree, spot: Spot, found: Task) -> None:
     from spool.queue.manifest import as_mapping
-    from spool.report import tables
 
     shared.print_json(
         {
             **shared.shown(spot)._asdict(),
             "path": shared.printable(spot.path(tree)),
-            "why": tables.why(found),
+            "why": _why(tree, spot, found),
             "manifest": as_mapping(found.manifest),
             "history": history.events(found.told),
         }
     )
+
+
+def _why(tree: Tree, spot: Spot, found: Task) -> str:
+    """How a task came to lie where it lies."""
+    from spool.report import tables
+
+    if spot.state is not State.WAITING or layout.parse_id(spot.group) is None:
+        return tables.why(found)
+    from spool.queue import kinship
+    from spool.queue.parents import Lookup
+
+    if culprit := kinship.blocked_groups(tree).get(spot.group):
+        ended = str(Lookup(tree)[culprit].state).lower()
+        what = "was cancelled" if ended == "cancelled" else ended
+        return f"blocked: {culprit} {what}. To go on: spool retry {culprit}"
+    at = tasks.find(tree, spot.group)
+    return f"waits for {spot.group}{f', which lies in {at.state}' if at else ''}"
 
 
 def _show_damaged(tree: Tree, spot: Spot, fault: Exception, *, as_json: bool) -> None:
@@ -274,6 +290,8 @@ def path_command(ctx: click.Context, /, file: str, as_json: bool, **keys: Any) -
 def wait_command(ctx: click.Context, /, timeout: str | None, as_json: bool, **keys: Any) -> None:
     """Wait until tasks have ended: exit 0 if all finished, 3 if one failed or was cancelled.
 
+    Tasks whose parent failed or was cancelled are not waited for (exit 3).
+
     \b
       spool wait "$id"
       spool wait --workflow g2 --timeout 2h
@@ -298,7 +316,7 @@ def wait_command(ctx: click.Context, /, timeout: str | None, as_json: bool, **ke
     _tell_ends(pending, as_json=as_json)
     if not in_time:
         raise click.exceptions.Exit(TIMED_OUT_EXIT)
-    if pending.ends[State.FAILED] or pending.ends[State.CANCELLED]:
+    if pending.ends[State.FAILED] or pending.ends[State.CANCELLED] or pending.blocked:
         raise click.exceptions.Exit(FAILED_EXIT)
 
 
@@ -310,9 +328,11 @@ def _show_pending(pending: Any) -> None:
 def _tell_ends(pending: Any, *, as_json: bool) -> None:
     told = {str(state): pending.ends[state] for state in FINAL}
     if as_json:
-        shared.print_json({**told, "pending": len(pending)})
+        shared.print_json({**told, "pending": len(pending), "blocked": len(pending.blocked)})
         return
     words = [f"{count:,} {state.lower()}" for state, count in told.items() if count]
-    if len(pending):
-        words.append(f"{len(pending):,} still not ended")
+    if pending.blocked:
+        words.append(f"{len(pending.blocked):,} blocked (they wait for one that failed)")
+    if left := len(pending) - len(pending.blocked):
+        words.append(f"{left:,} still not ended")
     click.echo(", ".join(words))

@@ -12,7 +12,7 @@ from spool.commands import shared
 from spool.errors import NoSuchTask, SpoolError
 from spool.queue import control, select
 from spool.queue.control import Act, Outcome
-from spool.queue.layout import State
+from spool.queue.layout import FINAL, State, Tree
 from spool.queue.select import Selection
 from spool.queue.tasks import Spot
 
@@ -33,6 +33,7 @@ change_options = (
     click.option("--backoff", type=shared.Duration(), help="Wait before the second try."),
     click.option("--begin", type=shared.Begin(), help="Not before: now+10m, a date (UTC)."),
     click.option("--signal", metavar="SIG[@GRACE]", help="How to stop it; TERM@10s."),
+    click.option("--after", multiple=True, metavar="ID", help="Wait for that task too."),
 )
 
 
@@ -43,11 +44,15 @@ def changeable(command: Any) -> Any:
     return command
 
 
-def changes_in(keys: dict[str, Any]) -> dict[str, Any]:
-    """What was changed, as manifest keys."""
+def changes_in(tree: Tree, keys: dict[str, Any]) -> dict[str, Any]:
+    """What was changed, as manifest keys; words that mean parents as ids."""
     from spool import units
 
     given = {key: value for key, value in keys.items() if value not in (None, ())}
+    if "after" in given:
+        given["after"] = [
+            spot.id for spot in select.find(tree, Selection(words=given["after"], strict=True))
+        ]
     if "begin" in given:
         given["begin"] = units.stamp(given["begin"])
     if "@" in given.get("signal", ""):
@@ -126,6 +131,7 @@ def _report(outcomes: Iterable[Outcome], verb: str, *, as_json: bool) -> None:
 @reason_option
 @all_option
 @click.option("--timeout", type=shared.Duration(), default="30s", help="Wait so long for owners.")
+@click.option("-r", "--recursive", is_flag=True, help="With all that waits for them.")
 @shared.as_json
 @click.pass_context
 def cancel_command(ctx: click.Context, /, **keys: Any) -> None:
@@ -135,13 +141,29 @@ def cancel_command(ctx: click.Context, /, **keys: Any) -> None:
       spool cancel hi-1.26112215-00-k3f9x2q7bd
       spool cancel 'scan-*' --reason "wrong beam"
       spool cancel --workflow old --state READY
+      spool cancel -r prepare         and its children, and theirs
     """
     from spool import units
 
     chosen = shared.selection(keys)
     wait_s = units.duration(keys.pop("timeout"))
     states = (*control.TAKES["cancel"], State.RUNNING)
+    if keys.pop("recursive"):
+        chosen = _with_descendants(shared.tree_of(ctx)[0], chosen)
     act_on(ctx, control.cancel, chosen, states, wait_s=wait_s, **keys)
+
+
+def _with_descendants(tree: Tree, chosen: Selection) -> Selection:
+    """The unfinished tasks that are meant, and those that wait for any that is meant."""
+    from spool.queue import kinship
+
+    roots = list(select.find(tree, chosen))
+    below = kinship.descendants(tree, [spot.id for spot in roots])
+    # The deepest first: a parent's end must not start what is to be cancelled too.
+    some = [spot.id for spot in (*reversed(below), *roots) if spot.state not in FINAL]
+    if not some:
+        raise NoSuchTask("no task to cancel matches, nor one that waits for it. Run: spool ls")
+    return Selection(words=tuple(dict.fromkeys(some)))
 
 
 @click.command("hold")
@@ -192,7 +214,8 @@ def retry_command(ctx: click.Context, /, **keys: Any) -> None:
     """
     chosen = shared.selection(keys)
     plain = {key: keys.pop(key) for key in ("everything", "as_json", "reason")}
-    act_on(ctx, control.retry, chosen, control.TAKES["retry"], changes=changes_in(keys), **plain)
+    changes = changes_in(shared.tree_of(ctx)[0], keys)
+    act_on(ctx, control.retry, chosen, control.TAKES["retry"], changes=changes, **plain)
 
 
 @click.command("modify")
@@ -211,7 +234,7 @@ def modify_command(ctx: click.Context, /, **keys: Any) -> None:
     """
     chosen = shared.selection(keys)
     plain = {key: keys.pop(key) for key in ("everything", "as_json", "reason")}
-    changes = changes_in(keys)
+    changes = changes_in(shared.tree_of(ctx)[0], keys)
     if not changes:
         raise click.UsageError("say what to change, such as --priority 5 or --time-limit 2h")
     states = (State.WAITING, State.READY, State.RUNNING)

@@ -20,7 +20,7 @@ from typing import Any
 
 from spool import units
 from spool.errors import SpoolError
-from spool.launcher import clock, mpirun
+from spool.launcher import clock, inputs, mpirun
 from spool.launcher.book import Grants
 from spool.launcher.spawner import Order, Spawner
 from spool.queue import claim, faults, files, history, layout, manifest, processes
@@ -32,6 +32,7 @@ NOT_FOUND, NOT_RUNNABLE = 127, 126  # as shells say it
 SHORT = (*faults.FULL, *faults.SCARCE, errno.EAGAIN)
 """What the machine, and no fault of the program, answers when it is not to be started now."""
 FLOOR_SLACK_KB = 4096  # our mark is read once a second, and the kernel counts pages in batches
+LONGEST_VARIABLE = 100_000  # Linux takes 128 KiB; more parents stand in manifest.json
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 GPUS = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK")
 _OURS = re.compile(
@@ -123,6 +124,8 @@ class Starter:
         if limit := task.manifest.time_limit_s:
             running.limit_at = running.started_at + limit
         try:
+            if task.manifest.inputs:
+                inputs.provide(self.owner.tree, task)
             self._spawn(running, self._words(running))
         except (OSError, SpoolError) as fault:
             if isinstance(fault, OSError) and fault.errno in SHORT:
@@ -246,6 +249,8 @@ class Starter:
             made["SPOOL_GPUS"] = ",".join(grant.gpus)
         if grant.memory_mb:
             made["SPOOL_MEMORY_MB"] = str(grant.memory_mb)
+        if wanted.after and len(said := " ".join(wanted.after)) <= LONGEST_VARIABLE:
+            made["SPOOL_PARENTS"] = said
         if wanted.workflow:
             made["SPOOL_WORKFLOW"] = wanted.workflow
         if running.limit_at:

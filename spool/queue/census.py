@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from spool.queue import files, layout, owner, takeover, tasks
+from spool.queue import files, kinship, layout, owner, takeover, tasks
 from spool.queue.claim import printable
 from spool.queue.layout import State, Tree
 from spool.queue.owner import Here
@@ -38,9 +38,11 @@ def take(tree: Tree) -> Census:
         if state is State.CREATED:
             counted.update(printable(spot.group) or "door" for spot in tasks.arrivals(tree))
             continue
+        vain = kinship.blocked_groups(tree) if state is State.WAITING else {}
         for group in files.names(tree.state(state)):
             if group[0] != "." and (found := len(files.names(tree.group(state, group)))):
-                counted[printable(_label(state, group))] += found
+                label = "blocked" if group in vain else _label(state, group)
+                counted[printable(label)] += found
                 if state is State.READY:
                     _older(census, group)
     census.launchers = launchers(tree)
@@ -51,6 +53,8 @@ def _label(state: State, group: str) -> str:
     """What groups are added up under: their shard left out, and for shards alone their hour."""
     if state in (State.FINISHED, State.CANCELLED):
         return group[:8]
+    if state is State.WAITING and layout.parse_id(group):
+        return "parents"
     return group if state is State.RUNNING else layout.group_label(group)
 
 

@@ -24,9 +24,11 @@ from spool.queue import (
     faults,
     files,
     history,
+    kinship,
     layout,
     manifest,
     owner,
+    parents,
     takeover,
     tasks,
 )
@@ -258,7 +260,8 @@ def modify(by: Verb, spot: Spot) -> Spot:
             f"task {spot.id} is {str(spot.state).lower()}; {key} would be too late."
             f" To run it again with it: spool retry {spot.id} --{key.replace('_', '-')} ..."
         )
-    task, change = _grab(by, spot), by.event("change", set=by.changes)
+    task = _grab(by, spot)
+    change = by.event("change", set=_with_all_parents(by, task))
     if spot.state in QUEUED:
         return _put(by, task, change)
     claim.write_line(by.me, task, change, sync=True)
@@ -266,9 +269,29 @@ def modify(by: Verb, spot: Spot) -> Spot:
     return spot
 
 
+def _with_all_parents(by: Verb, task: Task) -> dict[str, Any]:
+    """The changes; parents come to those that a task has."""
+    if "after" not in by.changes:
+        return by.changes
+    both = [*task.manifest.after, *by.changes["after"]]
+    return {**by.changes, "after": list(dict.fromkeys(both))}
+
+
+def _check_parents(by: Verb, spot: Spot) -> None:
+    """New parents make sense for what has not started, and may not wait for it themselves."""
+    if spot.state not in QUEUED:
+        raise Refused(f"task {spot.id} is {str(spot.state).lower()}; it can wait for nothing more")
+    for parent in by.changes["after"]:
+        if not parents.is_known(by.tree, parent):
+            raise Refused(f"there is no task {parent!r}. Run: spool ls")
+    kinship.no_cycle(by.tree, spot.id, by.changes["after"])
+
+
 def _check_changes(by: Verb, spot: Spot) -> None:
     task = tasks.load(spot.path(by.tree), spot.id)
     manifest.changed(task.manifest, by.changes, f"task {spot.id}")
+    if "after" in by.changes:
+        _check_parents(by, spot)
 
 
 def remove(by: Verb, spot: Spot) -> Spot:

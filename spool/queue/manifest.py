@@ -39,11 +39,18 @@ PLANNED = frozenset(
 
 
 class Input(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A file that must be present before an arrival counts as complete."""
+    """A file that must be present before an arrival counts as complete.
 
-    path: Word
+    Or, with `from`, what matches `glob` in the directory of a parent, or of all (*): linked into
+    the task's own before it starts, or copied.
+    """
+
+    path: Word = ""
     sha256: str = ""
     size: Annotated[int, Meta(ge=-1)] = -1
+    source: Word = msgspec.field(default="", name="from")
+    glob: Word = ""
+    copy: bool = False
 
 
 class Submitted(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -108,8 +115,14 @@ class Manifest(
 
     @property
     def input_list(self) -> list[Input]:
-        """The inputs, each in its full form."""
-        return [Input(path=item) if isinstance(item, str) else item for item in self.inputs]
+        """The files an arrival must bring, each in its full form."""
+        full = (Input(path=item) if isinstance(item, str) else item for item in self.inputs)
+        return [item for item in full if not item.source]
+
+    @property
+    def taken_list(self) -> list[Input]:
+        """What is taken from parents."""
+        return [item for item in self.inputs if isinstance(item, Input) and item.source]
 
 
 CHANGEABLE = (
@@ -265,6 +278,7 @@ def check(manifest: Manifest, where: str) -> None:
         _check_kin(manifest, where)
     if manifest.inputs:
         _check_inputs(manifest.input_list, where)
+        _check_taken(manifest.taken_list, where)
     if manifest.environment:
         _check_environment(manifest.environment, where)
     if manifest.data:
@@ -338,6 +352,16 @@ def _check_inputs(inputs: list[Input], where: str) -> None:
             raise ManifestError(
                 f"{where}: key 'inputs': sha256 of {units.shown(item.path)} must be"
                 " 64 hexadecimal digits"
+            )
+
+
+def _check_taken(inputs: list[Input], where: str) -> None:
+    for item in inputs:
+        parts = item.glob.split("/")
+        if item.path or item.sha256 or "\0" in item.glob or {"", ".", ".."} & set(parts):
+            raise ManifestError(
+                f"{where}: key 'inputs': what is taken from a parent has a 'glob' inside its"
+                f" directory and nothing else but 'copy', got {units.shown(item.glob)}"
             )
 
 

@@ -9,19 +9,24 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 
-from spool.queue import files, layout, tasks
+from spool.queue import files, kinship, layout, tasks
 from spool.queue.layout import State, Tree
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 2.0
+BLOCKED_EVERY = 5
 
 
 class Pending:
-    """Ids that are not final yet; `look` takes those that became so. ends counts by state."""
+    """Ids that are not final yet; `look` takes those that became so.
+
+    ends counts by state; blocked are those left that wait in vain, for a parent that failed.
+    """
 
     def __init__(self, tree: Tree, ids: Iterable[str]) -> None:
         self.tree = tree
         self.shards: dict[str, set[str]] = defaultdict(set)
         self.ends: Counter[State] = Counter()
+        self.blocked: set[str] = set()
         for task_id in ids:
             self.shards[layout.shard_of(task_id)].add(task_id)
 
@@ -48,6 +53,12 @@ class Pending:
         left = [task_id for ids in self.shards.values() for task_id in ids]
         return [task_id for task_id in left if tasks.find(self.tree, task_id) is None]
 
+    def all_blocked(self) -> bool:
+        """Whether those left all wait in vain."""
+        left = {task_id for ids in self.shards.values() for task_id in ids}
+        self.blocked = kinship.blocked(self.tree, left)
+        return bool(left) and self.blocked == left
+
     def forget(self, ids: Iterable[str]) -> None:
         """Wait no longer for these."""
         for task_id in ids:
@@ -57,13 +68,15 @@ class Pending:
 def wait(
     pending: Pending, timeout_s: float | None, show: Callable[[Pending], None] | None = None
 ) -> bool:
-    """Wait until all are final or gone; False when the time was up first."""
+    """Wait until all are final, gone or blocked; False when the time was up first."""
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     pause, looks = FIRST_PAUSE_S, 0
     while pending.look():
         looks += 1
         if looks % 20 == 0 and len(pending) <= 1000:
             pending.forget(pending.gone())
+        if looks % BLOCKED_EVERY == 2 and pending.all_blocked():
+            return True
         if show:
             show(pending)
         left = pause if deadline is None else min(pause, deadline - time.monotonic())
