@@ -14,7 +14,7 @@ from crashing import claimed, far_owner, history_of, line, one, start_owner
 
 from spool import config
 from spool.errors import ManifestError, Refused
-from spool.queue import control, files, layout, takeover, tasks
+from spool.queue import claim, control, files, layout, tasks
 from spool.queue.control import Act
 from spool.queue.layout import State, Tree
 from spool.queue.tasks import Spot
@@ -47,7 +47,7 @@ def ended(tree: Tree, code: int = 1, **keys: Any) -> str:
     task = claimed(owner, task_id)
     line(task, "start", attempt=1, owner=owner.name)
     line(task, "exit", attempt=1, owner=owner.name, code=code)
-    takeover.settle(owner, task)
+    claim.settle(owner, task)
     owner.end()
     return task_id
 

@@ -18,7 +18,7 @@ from crashing import claimed, line, one, start_owner
 
 from spool import config
 from spool.errors import DiskFull, FileSystemFault, SpoolError
-from spool.queue import claim, control, files, layout, manifest, submit, takeover, tasks
+from spool.queue import claim, control, files, layout, manifest, submit, tasks
 from spool.queue.claim import Claimer
 from spool.queue.control import Act
 from spool.queue.layout import State, Tree
@@ -205,7 +205,7 @@ def _failed(tree: Tree) -> str:
     task = claimed(owner, task_id)
     line(task, "start", attempt=1, owner=owner.name)
     line(task, "exit", attempt=1, owner=owner.name, code=1)
-    takeover.settle(owner, task)
+    claim.settle(owner, task)
     owner.end()
     return task_id
 
@@ -219,7 +219,7 @@ def test_a_task_that_cannot_be_read_for_the_moment_is_not_rejected(
     with crashing.failing("open", error):
         assert claim.read_claim(owner, task_id, config.trusted_users()) is None
     with crashing.failing("open", error):
-        assert takeover.read_any(owner, task_id) is None
+        assert claim.read_any(owner, task_id) is None
     assert where(tree, task_id) == f"RUNNING/{owner.name}"
     assert claim.read_claim(owner, task_id, config.trusted_users()) is not None
 
