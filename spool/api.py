@@ -12,7 +12,18 @@ from typing import Any
 
 from spool import config, units
 from spool.errors import ManifestError, NoSuchTask
-from spool.queue import control, files, history, layout, manifest, select, submit, tasks, wait
+from spool.queue import (
+    control,
+    files,
+    history,
+    kinship,
+    layout,
+    manifest,
+    select,
+    submit,
+    tasks,
+    wait,
+)
 from spool.queue.family import Family
 from spool.queue.layout import FINAL, State, Tree
 from spool.queue.manifest import Manifest
@@ -90,6 +101,17 @@ class Task:
         return history.events(self._read().told)
 
     @property
+    def parents(self) -> list[Task]:
+        """The tasks that it waits, or waited, for."""
+        return [Task(self._tree, task_id) for task_id in self._read().manifest.after]
+
+    @property
+    def children(self) -> list[Task]:
+        """The tasks that wait, or waited, for this one; every task is looked at."""
+        every = kinship.nodes(self._tree, select.ORDER[1:])
+        return [Task(self._tree, node.spot.id) for node in every if self.id in node.after]
+
+    @property
     def exit_code(self) -> int | None:
         """The exit code of its last attempt; None if there is none, or a signal ended it."""
         ended = self._read().story.exit
@@ -137,7 +159,11 @@ class Spool:
         tasks as well as ids.
         Raises ManifestError, DiskFull.
         """
-        return Task(self._tree, submit.submit(self._tree, _manifest(command, keys)))
+        wanted = _manifest(command, keys)
+        task = Task(self._tree, submit.submit(self._tree, wanted))
+        if wanted.replaces:
+            self._act(control.replace, "replace", wanted.replaces, changes={"with": task.id})
+        return task
 
     def submit_many(self, items: Iterable[Mapping[str, Any] | Command]) -> Iterator[Task]:
         """Submit tasks in durable batches of 10,000, yielding each once it is in the queue.

@@ -102,6 +102,8 @@ def submit_command(ctx: click.Context, /, **keys: Any) -> None:
     as_json, whole = keys.pop("as_json"), keys.pop("all_or_nothing")
     template = _template(keys)
     if any(bulk.values()):
+        if keys.get("replaces"):
+            raise click.UsageError("--replaces gives one task's place to one other")
         if move:
             raise click.UsageError("--move gives a directory to one task; for many, leave it out")
         _outside(tree, folder)
@@ -110,7 +112,10 @@ def submit_command(ctx: click.Context, /, **keys: Any) -> None:
     wanted = manifest.from_mapping(_with_kin(tree, template), "submit")
     _app_exists(tree, wanted)
     _outside(tree, folder)
-    _print_ids([submit.submit(tree, wanted, fill)], as_json=as_json)
+    task_id = submit.submit(tree, wanted, fill)
+    _print_ids([task_id], as_json=as_json)
+    if wanted.replaces:
+        _replace(ctx, wanted.replaces, task_id)
 
 
 def _outside(tree: Tree, folder: str | None) -> None:
@@ -160,6 +165,16 @@ def _with_kin(tree: Tree, template: dict[str, Any]) -> dict[str, Any]:
     if word := template.get("replaces"):
         template = {**template, "replaces": one(tree, word).id}
     return template
+
+
+def _replace(ctx: click.Context, replaced: str, task_id: str) -> None:
+    """Give the new task the place of an older one."""
+    from spool.queue import control, select
+
+    tree, settings = shared.tree_of(ctx)
+    spot = select.one(tree, replaced)
+    with control.verb(tree, settings, "replace", changes={"with": task_id}) as by:
+        control.once(control.replace, by, spot)
 
 
 def _app_exists(tree: Tree, wanted: Manifest) -> None:

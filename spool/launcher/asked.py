@@ -19,7 +19,7 @@ from spool.queue import claim, files, manifest
 from spool.queue.owner import Owner
 from spool.queue.tasks import Task
 
-OF_TASKS, OF_OURSELVES = ("cancel", "change"), ("drain", "stop")
+OF_TASKS, OF_OURSELVES = ("cancel", "change", "replaced"), ("drain", "stop")
 
 
 def of_running(
@@ -30,6 +30,9 @@ def of_running(
         if running.stopping in ("", "timeout"):
             running.said = said
             stops.stop(running, "cancelled")
+        return ""
+    if verb == "replaced":  # it runs on; where it goes then is decided
+        claim.write_line(owner, running.task, {**said, "time": units.now_stamp(), "what": verb})
         return ""
     try:
         change(owner, running.task, said)
@@ -77,7 +80,8 @@ def settle_claimed(owner: Owner, verb: str, task: Task, said: dict[str, Any]) ->
         if verb == "change":
             change(owner, task, said)
         else:
-            event = {**said, "time": units.now_stamp(), "what": "cancelled"}
+            what = "replaced" if verb == "replaced" else "cancelled"
+            event = {**said, "time": units.now_stamp(), "what": what}
             claim.write_line(owner, task, event, sync=True)
     except (ManifestError, FileNotFoundError) as fault:
         return str(fault)

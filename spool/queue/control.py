@@ -46,6 +46,7 @@ TAKES: dict[str, tuple[State, ...]] = {
     "retry": FINAL,
     "modify": (*QUEUED, *FINAL),
     "rm": FINAL,
+    "replace": (*QUEUED, State.FAILED, State.CANCELLED),
 }
 """The states a verb itself takes a task from; a RUNNING task is asked for."""
 
@@ -346,6 +347,18 @@ def _cancel_arrival(by: Verb, spot: Spot) -> Spot:
     return Spot(place.state, place.group, task_id)
 
 
+def replace(by: Verb, spot: Spot) -> Spot:
+    """Give a task's place to another (`changes["with"]`): what waits for it waits for that one.
+
+    A running one runs on; it is replaced when it ends.
+    """
+    said = {"with": by.changes["with"]}
+    if spot.state is State.RUNNING:
+        return _ask_owner(by, spot, "replaced", said)
+    _only(spot, "replace")
+    return _put(by, _grab(by, spot), by.event("replaced", **said))
+
+
 # -- asking an owner -----------------------------------------------------------------------------
 
 
@@ -365,7 +378,7 @@ def _ask_owner(by: Verb, spot: Spot, what: str, said: dict[str, Any]) -> Spot:
             raise FileNotFoundError(spot.id)
         if what == "cancel" and now_at.state in FINAL:
             return now_at
-        if what == "change" and _heard(by, now_at, asked):
+        if what in ("change", "replaced") and _heard(by, now_at, asked):
             return now_at
         if now_at.state is not State.RUNNING:
             raise FileNotFoundError(spot.id)  # moved on: the verb starts again where it lies now
@@ -394,4 +407,6 @@ def _heard(by: Verb, spot: Spot, asked: dict[str, Any]) -> bool:
         task = tasks.load(spot.path(by.tree), spot.id)
     except (OSError, ManifestError):
         return False
+    if "with" in asked:
+        return bool(task.story.replaced == asked["with"])
     return all(task.story.changes.get(key) == value for key, value in asked["set"].items())

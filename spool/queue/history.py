@@ -31,8 +31,9 @@ class Story(msgspec.Struct):
     """What a task's history adds up to.
 
     attempt counts starts; failures, losses and interruptions count since a person's last retry.
-    exit is the line that counts now, else None; started says that an attempt has begun and
-    nothing yet tells how it ended; had_s is the longest time an interrupted try already had.
+    exit is the line that counts now, else None; started says that an attempt has begun and nothing
+    yet tells how it ended; had_s is the longest time an interrupted try already had; replaced is
+    the id of the task that took its place.
     """
 
     arrived: dict[str, Any] | None = None
@@ -47,7 +48,7 @@ class Story(msgspec.Struct):
     held: bool | None = None
     cancelled: dict[str, Any] | None = None
     stopped: dict[str, Any] | None = None
-    replaced: dict[str, Any] | None = None
+    replaced: str = ""
     changes: dict[str, Any] = {}
     lines: int = 0
     damaged: int = 0
@@ -121,7 +122,7 @@ def tell(story: Story, event: dict[str, Any]) -> None:
     elif what in ("rejected", "vanished"):
         story.stopped, story.exit = event, None
     elif what == "replaced":
-        story.replaced = event
+        story.replaced = str(event.get("with", ""))
     elif what == "arrived":
         story.arrived = event
     elif what == "change" and isinstance(event.get("set"), dict):
@@ -145,7 +146,8 @@ def _cut_short(story: Story, event: dict[str, Any]) -> None:
 def _queued(story: Story, event: dict[str, Any]) -> None:
     if event.get("stage", "run") != "run":
         return
-    story.exit = story.started = story.cancelled = story.stopped = story.replaced = None
+    story.exit = story.started = story.cancelled = story.stopped = None
+    story.replaced = ""
     story.until = str(event.get("until", "now"))
     if event.get("reason") == "retry by a person":
         story.failures = story.losses = story.interruptions = 0

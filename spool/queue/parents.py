@@ -84,8 +84,7 @@ class Lookup(Mapping[str, Parent]):
 
     def _heir(self, group: str, task_id: str) -> str:
         path = f"{self.tree.task(State.FAILED, group, task_id)}/{layout.HISTORY}"
-        story = history.fold(files.read(path))
-        return str(story.replaced.get("with", "")) if story.replaced else ""
+        return history.fold(files.read(path)).replaced
 
 
 def removed_as(tree: Tree, task_id: str) -> State | None:

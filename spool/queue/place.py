@@ -54,7 +54,7 @@ def next_place(
     parent it waited for last: those younger had finished then.
     """
     shard = layout.shard_of(task_id)
-    if story.replaced is not None and story.started is None:
+    if story.replaced and story.started is None:
         return Place(State.FAILED, layout.failed_group(layout.REPLACED, shard))
     if story.exit is not None:
         if (ended := _after_exit(manifest, story, shard)) is not None:

@@ -18,6 +18,8 @@ from enum import Enum
 from itertools import chain
 from typing import Any
 
+import msgspec
+
 from spool import units
 from spool.queue import (
     admit,
@@ -225,6 +227,7 @@ class Ending:
 
     what: str
     owner: str
+    last: str
     requests: frozenset[str]
 
     @classmethod
@@ -238,7 +241,7 @@ class Ending:
         expected = isinstance(ends, (int, float)) and time.time() >= ends
         inboxes = (files.names(tree.owner(name, layout.INBOX)) for name in {dead, last})
         what = "interrupted" if record.get("ended") or expected else "lost"
-        return cls(what, dead, frozenset(chain(*inboxes)))
+        return cls(what, dead, last, frozenset(chain(*inboxes)))
 
 
 def _settle(me: Owner, name: str, dead: str, why: Ending, trusted: frozenset[int]) -> None:
@@ -254,15 +257,33 @@ def _settle(me: Owner, name: str, dead: str, why: Ending, trusted: frozenset[int
     if task.story.started is not None:
         event = {"what": why.what, "attempt": task.story.attempt, "owner": dead, "by": me.name}
         claim.write_line(me, task, {"time": units.now_stamp(), **event}, sync=True)
+    if f"replaced.{name}" in why.requests and not task.story.replaced:
+        said = _said(me.tree, {dead, why.last}, "replaced", name)
+        event = {**said, "time": units.now_stamp(), "what": "replaced"}
+        claim.write_line(me, task, event, sync=True)
     if f"cancel.{name}" in why.requests and task.story.exit is None:
         event = {"what": "cancelled", "by": me.name, "reason": "asked before its launcher died"}
         claim.write_line(me, task, {"time": units.now_stamp(), **event}, sync=True)
     claim.settle(me, task)
 
 
+def _said(tree: Tree, owners: set[str], verb: str, task_id: str) -> dict[str, Any]:
+    """What a request to one of these owners says; {} for one that is damaged."""
+    for name in owners:
+        raw = files.read(tree.request(name, verb, task_id), 1 << 20)
+        try:
+            said = msgspec.json.decode(raw or b"")
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            continue
+        if isinstance(said, dict):
+            return said
+    return {}
+
+
 def settle_lost(me: Owner, task_id: str) -> None:
     """Decide a task of our own whose node has died."""
-    _settle(me, task_id, me.name, Ending("lost", me.name, frozenset(me.requests())), frozenset())
+    ending = Ending("lost", me.name, me.name, frozenset(me.requests()))
+    _settle(me, task_id, me.name, ending, frozenset())
     advance.after(me, [task_id])
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 
 from spool.queue import files, kinship, layout, tasks
 from spool.queue.layout import State, Tree
+from spool.queue.parents import Lookup
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 2.0
 BLOCKED_EVERY = 5
@@ -19,7 +20,7 @@ BLOCKED_EVERY = 5
 class Pending:
     """Ids that are not final yet; `look` takes those that became so.
 
-    ends counts by state; blocked are those left that wait in vain, for a parent that failed.
+    Whoever took the place of one of them is waited for in its stead. ends counts by state; blocked are those left that wait in vain, for a parent that failed.
     """
 
     def __init__(self, tree: Tree, ids: Iterable[str]) -> None:
@@ -42,11 +43,22 @@ class Pending:
             groups += [(State.FAILED, group) for group in failed if group.endswith(tail)]
             for state, group in groups:
                 found = ids.intersection(files.names(self.tree.group(state, group)))
-                self.ends[state] += len(found)
                 ids -= found
-            if not ids:
+                if layout.group_label(group) == layout.REPLACED:
+                    found -= self._follow(found)
+                self.ends[state] += len(found)
+            if not self.shards[shard]:
                 del self.shards[shard]
         return len(self)
+
+    def _follow(self, replaced: set[str]) -> set[str]:
+        """Wait for those that took the place of others; the others."""
+        kin, followed = Lookup(self.tree), set()
+        for task_id in replaced:
+            if (heir := kin[task_id].id) != task_id:
+                self.shards[layout.shard_of(heir)].add(heir)
+                followed.add(task_id)
+        return followed
 
     def gone(self) -> list[str]:
         """Of those left, the ones that are nowhere: removed by somebody."""
