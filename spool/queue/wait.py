@@ -20,7 +20,8 @@ BLOCKED_EVERY = 5
 class Pending:
     """Ids that are not final yet; `look` takes those that became so.
 
-    Whoever took the place of one of them is waited for in its stead. ends counts by state; blocked are those left that wait in vain, for a parent that failed.
+    Whoever took the place of one of them is waited for in its stead. ends counts by
+    state; blocked are those left that wait in vain, for a parent that failed.
     """
 
     def __init__(self, tree: Tree, ids: Iterable[str]) -> None:
