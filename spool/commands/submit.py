@@ -39,6 +39,9 @@ NOT_YET = {"array": "arrays (--array, for now --each)"}
 @click.option("--format", "form", type=click.Choice(["jsonl", "csv", "lines"]), help="Of --from.")
 @click.option("--each", metavar="1-500", help="One task for each number; {} in COMMAND.")
 @click.option("--each-line", metavar="FILE", type=PATH, help="One task a line; {} in COMMAND.")
+@click.option("--workflow-file", metavar="FILE", type=PATH, help="Parameters times steps; a DAG.")
+@click.option("--set", "chosen", multiple=True, metavar="NAME=A,B", help="Its parameters.")
+@click.option("--dry-run", is_flag=True, help="Print what it would make.")
 @click.option("--all-or-nothing", is_flag=True, help="Submit nothing if a line is rejected.")
 @click.option("--dir", "folder", metavar="DIR", type=PATH, help="Copy its contents into the task.")
 @click.option("--move", is_flag=True, help="Move them, with --dir.")
@@ -84,6 +87,7 @@ def submit_command(ctx: click.Context, /, **keys: Any) -> None:
       spool submit --from tasks.jsonl
       spool submit run.sh 7            a script with lines: #SPOOL --cores 4
       spool submit --dir inputs/ -- ./solve mesh.h5
+      spool submit --workflow-file g2.toml --set molecule=H2O,CH4 --dry-run
       spool submit --after prepare.26112215-00-ebmfqudxpa -- ./reduce
     """
     keys = _with_directives(ctx, keys)
@@ -92,6 +96,8 @@ def submit_command(ctx: click.Context, /, **keys: Any) -> None:
             raise click.UsageError(f"{what} are not supported yet by this version")
     tree, _ = shared.tree_of(ctx)
     bulk = {key: keys.pop(key) for key in ("source", "form", "each", "each_line")}
+    if _workflow_file(tree, keys):
+        return
     move = keys["move"]
     folder = keys["folder"]
     fill = _filler(keys)
@@ -165,6 +171,64 @@ def _with_kin(tree: Tree, template: dict[str, Any]) -> dict[str, Any]:
     if word := template.get("replaces"):
         template = {**template, "replaces": one(tree, word).id}
     return template
+
+
+def _workflow_file(tree: Tree, keys: dict[str, Any]) -> bool:
+    """Submit a workflow file, all of it or nothing, or print it; whether one was given."""
+    path, chosen, dry = (keys.pop(key) for key in ("workflow_file", "chosen", "dry_run"))
+    if not path:
+        if chosen or dry:
+            raise click.UsageError("--set and --dry-run go with --workflow-file")
+        return False
+    if keys["command"] or keys["shell"] or keys["app"]:
+        raise click.UsageError("--workflow-file says what to run; leave the command out")
+    from spool import workflow
+
+    tasks = workflow.read(path, _parameters(chosen))
+    if dry:
+        _print_plan(tasks, as_json=keys["as_json"])
+    else:
+        _submit_all(tree, ((f"task {one.name}", one) for one in tasks), keys["as_json"])
+    return True
+
+
+def _parameters(chosen: tuple[str, ...]) -> dict[str, list[str]]:
+    found = {}
+    for word in chosen:
+        name, mark, values = word.partition("=")
+        if not mark or not values:
+            raise click.UsageError(f"--set: expected NAME=VALUE,VALUE, got {word!r}")
+        found[name] = values.split(",")
+    return found
+
+
+def _print_plan(tasks: Iterable[Manifest], *, as_json: bool) -> None:
+    """What would be made: a line a task, or its manifest."""
+    for one in tasks:
+        if as_json:
+            shared.print_json(manifest.as_mapping(one))
+            continue
+        typed = one.command if isinstance(one.command, str) else " ".join(one.command or one.args)
+        waits = f"  after {' '.join(one.after)}" if one.after else ""
+        click.echo(f"{one.name}{waits}  {typed}")
+
+
+def _submit_all(tree: Tree, tasks: Iterable[tuple[str, Manifest]], as_json: bool) -> None:
+    """Submit tasks that name one another, all or none. Raises ManifestError."""
+    from spool.queue.family import Family
+
+    def shown(ids: list[str]) -> None:
+        _print_ids(ids, as_json=as_json)
+
+    with submit.Submitter(tree, shown, hold_back=True) as submitter:
+        family = Family(submitter.add)
+        rejected = 0
+        for where, wanted in tasks:
+            _app_exists(tree, wanted)
+            rejected += _say_rejected(family.add(wanted, where))
+        if rejected + _say_rejected(family.left()):
+            raise ManifestError("nothing was submitted")
+        submitter.finish()
 
 
 def _replace(ctx: click.Context, replaced: str, task_id: str) -> None:
