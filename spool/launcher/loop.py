@@ -198,7 +198,9 @@ class Launcher:
                 self.claimed.popleft()
             self._record_ends()
             self.batch.drain()
-            advance.after(self.owner, self.batch.finals)
+            self.heirs.ended(self.batch.finals)
+            while self.heirs.step(SLICE_FAR):
+                pass
         except (FileSystemFault, OSError) as fault:
             self.log(f"left with tasks in hand, which another owner takes over: {fault}")
 
