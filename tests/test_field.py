@@ -270,6 +270,7 @@ def test_nodes_reached_by_mpirun_are_like_our_own_but_for_their_names() -> None:
     }
     assert place.ranks is None and place.system == "slurm"
     assert place.told()["nodes"] == 3 and place.told()["cores"] == 18
+    assert place.told()["unguarded"] is True and place.allocated == ALLOCATED
 
 
 def test_a_node_with_fewer_granted_cores_offers_no_more() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -193,6 +194,42 @@ def test_a_killed_allocation_loses_nothing_and_the_next_one_finishes_it(slurm, t
     for task in ids:
         told = words_of(tree, task)
         assert told.count("start") == 1 + told.count("lost") + told.count("interrupted")
+
+
+def test_a_killed_launcher_for_mpi_tasks_is_started_again_when_its_nodes_are_swept(
+    slurm, tree, spool
+):
+    hangs = f"test -e been || {{ touch been; setsid sleep 300; }}; exec {' '.join(PROGRAM)}"
+    task = spool.submit(["sh", "-c", hangs], nodes=3, ranks_per_node=1).id
+    job = allocated(slurm, tree, launcher="--mode mpi --cores-per-node 2", nodes=3)
+    eventually(lambda: "been" in files.names(_path(tree, task)), "it runs")
+    (name,) = files.names(tree.state(State.RUNNING))
+    os.kill(read_record(tree, name)["pid"], signal.SIGKILL)
+    assert slurm.wait(job, within=120) == "COMPLETED", slurm.output(job)
+    assert "starting it again" in slurm.output(job)
+    assert read_record(tree, name)["swept"] is True
+    assert words_of(tree, task) == ["start", "lost", "start", "exit"]
+    assert len(ranks_of(tree, task)) == 3 and processes_of(tree) == []
+
+
+def _path(tree: Tree, task_id: str) -> str:
+    spot = tasks.find(tree, task_id)
+    return spot.path(tree) if spot else ""
+
+
+def test_a_killed_mpirun_s_nodes_are_swept_by_srun_before_its_task_ends(slurm, tree, spool):
+    task = spool.submit(["sh", "-c", "touch been; setsid sleep 300"], nodes=3).id
+    job = allocated(slurm, tree, launcher="--mode mpi --cores-per-node 2", nodes=3)
+    eventually(lambda: "been" in files.names(_path(tree, task)), "it runs")
+    (name,) = files.names(tree.state(State.RUNNING))
+    pid = read_record(tree, name)["pid"]
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    mpiruns = [one for one in map(int, children) if Path(f"/proc/{one}/exe").samefile(MPIEXEC)]
+    os.kill(*mpiruns, signal.SIGKILL)
+    assert slurm.wait(job, within=120) == "COMPLETED", slurm.output(job)
+    assert where(tree, task).startswith("FAILED/") and processes_of(tree) == []
+    said = (files.read(tree.owner(name, layout.LOG)) or b"").decode()
+    assert "not known to be gone" not in said and "may live on" not in said
 
 
 def test_a_node_that_vanishes_costs_its_tasks_an_attempt_and_the_launcher_goes_on(

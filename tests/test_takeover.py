@@ -552,6 +552,54 @@ def test_ranks_elsewhere_matter_no_more_once_their_nodes_were_swept(
     assert Observer(owner).verdict(name) is Verdict.DEAD
 
 
+OURS = {"system": "slurm", "job": "17"}
+
+
+@pytest.mark.parametrize(
+    ("job", "word", "verdict"),
+    [
+        ("17", False, Verdict.UNDECIDED),  # ours: its nodes are being swept
+        ("18", False, Verdict.UNSWEPT),  # another's, which lives on, and so may the tasks
+        ("18", True, Verdict.DEAD),
+        ("18", None, Verdict.UNDECIDED),  # then its silence is all there is
+    ],
+)
+def test_an_owner_with_tasks_on_unguarded_nodes_is_dead_only_when_they_are_gone(
+    tree: Tree, owner: Owner, clock: Clock, job: str, word: bool | None, verdict: Verdict
+) -> None:
+    owner.record["allocation"] = OURS
+    name = own_kind(tree, NOBODY, unguarded=True, allocation={**OURS, "job": job})
+    cleared: list[str] = []
+    observer = Observer(owner, clock, lambda *_: word, cleared.__contains__)
+    assert observer.verdict(name) is verdict
+    clock.now += 60.0
+    assert observer.verdict(name) is verdict
+    assert observer.look()[1] is (verdict is Verdict.UNDECIDED)
+    cleared.append(name)
+    assert observer.verdict(name) is (Verdict.DEAD if job == "17" else verdict)
+
+
+def test_a_node_that_answers_no_sweep_is_given_up_after_as_long_as_a_silent_owner(
+    tree: Tree, owner: Owner, clock: Clock
+) -> None:
+    owner.record["allocation"] = OURS
+    name = own_kind(tree, NOBODY, unguarded=True, allocation=OURS, dead_s=1000.0)
+    observer = Observer(owner, clock, lambda *_: False, lambda _: False)
+    for _ in range(100):
+        assert observer.verdict(name) is Verdict.UNDECIDED
+        clock.now += 10.0
+    assert observer.verdict(name) is Verdict.DEAD
+
+
+def test_who_cannot_ask_the_batch_system_leaves_unguarded_nodes_alone(
+    tree: Tree, owner: Owner, clock: Clock
+) -> None:
+    name = own_kind(tree, NOBODY, unguarded=True, allocation=OURS)
+    observer = Observer(owner, clock)
+    assert observer.verdict(name) is Verdict.UNSWEPT
+    assert observer.look() == ([], False)  # and nobody stays for its sake
+
+
 @pytest.mark.parametrize(
     ("word", "verdict"),
     [(True, Verdict.DEAD), (False, Verdict.UNDECIDED), (None, Verdict.UNDECIDED)],

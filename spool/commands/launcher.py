@@ -81,7 +81,7 @@ def launcher_command(
         end_with(said["hand_of"])
     tree, settings = shared.tree_of(ctx)
     limit_s = units.duration(time_limit) if time_limit else 0.0
-    wanted = _wanted(said, limit_s, settings, quiet)
+    wanted = _wanted({**said, "as_json": as_json}, limit_s, settings, quiet)
     line = Line() if shared.is_terminal() and not quiet else None
     try:
         one = entry.launch(tree, settings, wanted, line, _say)
@@ -116,7 +116,9 @@ def _wanted(said: dict[str, Any], limit_s: float, settings: Settings, quiet: boo
         mode=said["mode"],
     )
     size = Size(said["cores"], said["gpus"], units.memory(memory) if memory is not None else None)
-    more = {name: said[name] for name in ("nodes", "per_node", "ends", "simulate", "parent")}
+    more = {
+        name: said[name] for name in ("nodes", "per_node", "ends", "simulate", "parent", "as_json")
+    }
     return Wanted(size, wishes, **more, patient=said["idle_timeout"] is not None, quiet=quiet)
 
 

@@ -43,7 +43,8 @@ class Wanted:
     """What a person asked for. ends is when the time of those who started us is up.
 
     parent is the token of who started us as one of several, "" for nobody; patient that an idle
-    timeout was given, so that a launcher waits for what is not there yet.
+    timeout was given, so that a launcher waits for what is not there yet; as_json that the last
+    word is JSON.
     """
 
     size: Size
@@ -55,6 +56,7 @@ class Wanted:
     parent: str = ""
     patient: bool = False
     quiet: bool = False
+    as_json: bool = False
 
 
 def launch(tree: Tree, settings: Settings, wanted: Wanted, show: Any, say: Say) -> Launcher | int:
@@ -87,9 +89,10 @@ def launch(tree: Tree, settings: Settings, wanted: Wanted, show: Any, say: Say) 
     if far or (len(names) > 1 and wanted.per_node):
         words = [*_program(tree), *options(wanted), "--parent", "each"]
         return starting.one_on_each(granted.system, names, words, say)
-    if len(names) > 1 and wanted.wishes.mode != "mpi":
-        minder = starting.Minder(tree, granted.system, names, say)
-        return minder.run(options(wanted), wanted.ends)
+    lone = wanted.wishes.mode == "mpi"  # no ranks: all that other nodes run is an mpirun's
+    if len(names) > 1 and not (lone and wanted.parent):
+        minder = starting.Minder(tree, granted.system, names, say, lone=lone)
+        return minder.run(options(wanted) + ["--json"] * wanted.as_json, wanted.ends)
     own = field.own_node(wanted.size, settings, granted)
     if len(names) > 1:
         return _run(tree, settings, field.reached_by_mpirun(own, granted, names), wanted, show)

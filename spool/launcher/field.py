@@ -21,6 +21,7 @@ from spool.errors import SpoolError
 from spool.launcher import hosts, mpirun
 from spool.launcher.allocation import Allocation
 from spool.launcher.crew import Crew
+from spool.launcher.leftovers import Leftovers
 from spool.launcher.nodes import Node, this_node
 from spool.launcher.picker import Wishes
 from spool.launcher.run import Starter
@@ -45,7 +46,8 @@ class Field:
 
     system is the batch system's name, "" for none; mark tells the launcher's guard which processes
     are of its own node, where several share a process table; record is added to launcher.json;
-    crew makes another crew than the ordinary one: a simulated one.
+    crew makes another crew than the ordinary one: a simulated one. allocated are all nodes of our
+    allocation, by their names.
     """
 
     nodes: Sequence[Node]
@@ -54,6 +56,7 @@ class Field:
     mark: str = ""
     record: dict[str, Any] = field(default_factory=dict)
     crew: Callable[[Owner], Any] | None = None
+    allocated: Sequence[str] = ()
 
     def told(self) -> dict[str, Any]:
         """What launcher.json says of it."""
@@ -93,6 +96,10 @@ class Field:
         )
         return Crew(owner, starter, trusted, log, self.mark)
 
+    def leftovers(self, owner: Owner, children: set[int], log: Callable[[str], None]) -> Leftovers:
+        """Who kills what is left on nodes where nothing of ours runs; children are the crew's."""
+        return Leftovers(self.system, self.allocated, owner.settings.lease_dead_s, children, log)
+
 
 def own_node(size: Size, settings: Settings, granted: Allocation) -> Node:
     """This machine: what a person says, else what was granted of what there is; less the reserve.
@@ -127,7 +134,8 @@ def _number(names: Sequence[str], host: str) -> int:
 
 def alone(node: Node, granted: Allocation) -> Field:
     """This machine alone."""
-    return Field([node], system=granted.system, record=_record(granted))
+    record = _record(granted)
+    return Field([node], system=granted.system, record=record, allocated=granted.nodes)
 
 
 def reached_by_mpirun(node: Node, granted: Allocation, names: Sequence[str]) -> Field:
@@ -137,8 +145,10 @@ def reached_by_mpirun(node: Node, granted: Allocation, names: Sequence[str]) -> 
         replace(node, name=name, cpus=node.cpus[: cores.get(name, len(node.cpus))])
         for name in names
     ]
-    record = {**_record(granted), "boots": ["elsewhere"]}  # its ranks are where nobody looks
-    return Field(nodes, system=granted.system, record=record)
+    record = _record(granted)
+    if granted.nodes:  # else this machine plays them all, and is guarded
+        record["unguarded"] = True
+    return Field(nodes, system=granted.system, record=record, allocated=granted.nodes)
 
 
 def _record(granted: Allocation) -> dict[str, Any]:
@@ -162,7 +172,8 @@ def over_ranks(own: Node, size: Size, granted: Allocation) -> Field:
     marked = max(boots.values()) > 1
     record = {**_record(granted), "boots": sorted(boots)}
     with_ranks = ranks.Ranks(post, nodes, marked)
-    return Field(nodes, with_ranks, granted.system, "0" if marked else "", record)
+    mark = "0" if marked else ""
+    return Field(nodes, with_ranks, granted.system, mark, record, allocated=granted.nodes)
 
 
 def _named(node: Node, host: str, granted: Allocation) -> Node:

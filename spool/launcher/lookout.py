@@ -21,12 +21,19 @@ class Lookout:
     """Looks around once for each call of `look`.
 
     looked says that it did so at least once; undecided that some silent owner may be dead or not.
+    clear is Leftovers', for owners of our allocation.
     """
 
-    def __init__(self, owner: Owner, trusted: frozenset[int], log: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        owner: Owner,
+        trusted: frozenset[int],
+        log: Callable[[str], None],
+        clear: Callable[[str], bool] | None = None,
+    ) -> None:
         self.owner, self.trusted, self.log = owner, trusted, log
         self.door = Door(owner, trusted)
-        self.observer = takeover.Observer(owner, over=allocation.is_over)
+        self.observer = takeover.Observer(owner, over=allocation.is_over, clear=clear)
         self.looked = self.undecided = False
         self._watched_at = self._swept_at = 0.0
         self._swept = ""  # how far the sweep of waiting children has come

@@ -119,17 +119,21 @@ class Launcher:
         hosts = [node.name or self.owner.record["host"] for node in self.field.nodes]
         self.gate = Gate(self.owner, self.wishes.tags, hosts)
         self.picker.may = self.gate.may
-        self.lookout = Lookout(self.owner, self.trusted, self.log)
         self.journal = Journal(self.tree, self.owner.name)
         self.batch = Batch(self.owner, self.settings.launcher_sync)
         self.heirs = Heirs(self.owner)
         self.bell = watch.Bell(self.tree, BELL)
-        self.chores = Chore(self.lookout.look, WAKE)
         self.ranks = self.field.ranks
         if self.ranks:
             self.ranks.open(self.owner, self.book, self.wishes, self.gate.give)
             self.picker.ahead = self.ranks.may_follow
         self.places = Places(self.owner, self.book, self.gate, self.crew, self.ranks)
+        if not self.field.crew:  # what is only simulated leaves nothing
+            ours = self.crew.children.ours
+            self.places.left = self.field.leftovers(self.owner, ours, self.log)
+        clear = self.places.left.clear if self.places.left else None
+        self.lookout = Lookout(self.owner, self.trusted, self.log, clear)
+        self.chores = Chore(self.lookout.look, WAKE)
         self.slice = SLICE if len(self.field.nodes) == 1 else SLICE_FAR
         self.journal.note({**self.owner.record, "time": self._stamp(), "what": "opened"})
 
@@ -206,6 +210,7 @@ class Launcher:
 
     def _kill_everything(self) -> None:
         self.crew.kill_everything()
+        self.places.abandon()
         if self.ranks:
             self.ranks.abandon()
         self.bell.close()
@@ -224,8 +229,9 @@ class Launcher:
 
     @property
     def running_count(self) -> int:
-        """Tasks that run now, or are on their way to a rank or back."""
-        return int(self.crew.busy) + (self.ranks.busy if self.ranks else 0)
+        """Tasks that run now, are on their way to a rank or back, or may have left something."""
+        far = self.ranks.busy if self.ranks else self.places.unsettled
+        return int(self.crew.busy) + far
 
     # -- ends ------------------------------------------------------------------------------------
 

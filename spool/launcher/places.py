@@ -17,6 +17,7 @@ from spool.launcher import clock
 from spool.launcher.book import Book, Grants
 from spool.launcher.crew import Crew, Started
 from spool.launcher.gate import Gate, Limits
+from spool.launcher.leftovers import Leftovers
 from spool.launcher.run import Running
 from spool.queue import claim, layout, processes, shape, takeover
 from spool.queue.layout import State
@@ -32,7 +33,7 @@ class Places:
     """Starts the claimed tasks of one launcher, here or at a rank; ranks None: all are here.
 
     started counts starts, start_at is when the last one was. every_s lies between two mpiruns,
-    most is how many there may be.
+    most is how many there may be. left kills what they leave on nodes without a rank.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Places:
         self.start_at = clock.now()
         self.mpirun_at = 0.0
         self.lost: deque[str] = deque()
+        self.left: Leftovers | None = None
 
     def start(self, task_id: str, wanted: Shape) -> bool:
         """Start a task if there is room; False: it is still only claimed."""
@@ -105,17 +107,32 @@ class Places:
         if self.ranks and self.ranks.took:  # followers that have begun
             self.started, self.ranks.took = self.started + self.ranks.took, 0
             self.start_at = clock.now()
-        for running in self.crew.reap(others):
-            if self.ranks and running.shape.mpi and _ended_badly(running):
-                self.ranks.sweep(running.task.id, [grant.node for grant in running.grants])
+        for running in self.crew.reap(self._sweeper_or(others)):
+            if running.shape.mpi and _ended_badly(running):
+                self._sweep(running.task.id, [grant.node for grant in running.grants])
             self._free(running.task.id, running.grants)
             any_ended = True
         return any_ended
 
+    def _sweeper_or(self, others: Callable[[int, int], object]) -> Callable[[int, int], object]:
+        """Whom to tell of a child that is no task: Leftovers, if it started it, or `others`."""
+        if (left := self.left) is None:
+            return others
+        return lambda pid, status: left.ended(pid, status) or others(pid, status)
+
+    def _sweep(self, task_id: str, nodes: list[int]) -> None:
+        """Kill what an mpirun left on its nodes: the ranks there do, or else a program each."""
+        if self.ranks:
+            self.ranks.sweep(task_id, nodes)
+        elif self.left:
+            self.left.of_task(task_id, [self.book.nodes[number].name for number in nodes])
+
     def beat(self, now: float, log: Callable[[str], None]) -> None:
-        """Now and then: return the tokens that nobody needs, look after the ranks."""
+        """Now and then: return the tokens that nobody needs, look after ranks and leftovers."""
         if self.ranks is not None:
             self.ranks.beat(now)
+        if self.left is not None:
+            self.left.beat(now)
         self.gate.tokens.rest()
         if self.ranks is None:
             return
@@ -140,7 +157,19 @@ class Places:
 
     def settled(self, task_id: str) -> bool:
         """Whether nothing of a task that has ended can be left on any node."""
-        return self.ranks is None or task_id not in self.ranks.sweeping
+        if self.ranks is not None:
+            return task_id not in self.ranks.sweeping
+        return self.left is None or self.left.settled(task_id)
+
+    @property
+    def unsettled(self) -> int:
+        """Of how many tasks something may be left on nodes without a rank."""
+        return self.left.unsettled if self.left else 0
+
+    def abandon(self) -> None:
+        """Our lease is lost: kill what we have on nodes without a rank or a guard."""
+        if self.left and self.ranks is None:
+            self.left.abandon(self.owner.name, [node.name for node in self.book.nodes])
 
     @property
     def mpiruns_left(self) -> int:

@@ -1,4 +1,4 @@
-"""starting - one launcher over the nodes of an allocation: who starts its ranks, and minds them.
+"""starting - one launcher over the nodes of an allocation: who starts it, and minds it.
 
 Owns   the words that start ranks or one launcher a node; starting again what died.
 Never  runs a task. It holds no lease, so whatever happens to it, the spool is whole.
@@ -162,10 +162,15 @@ class Stopped(Exception):
 
 
 class Minder:
-    """Starts one launcher's ranks, passes signals on, and starts it again should it be killed."""
+    """Starts one launcher's ranks, passes signals on, and starts it again should it be killed.
 
-    def __init__(self, tree: Tree, system: str, hosts: Sequence[str], log: Log) -> None:
-        self.tree, self.system, self.log = tree, system, log
+    A `lone` launcher has none: it is one process here, whose mpiruns reach the other nodes.
+    """
+
+    def __init__(
+        self, tree: Tree, system: str, hosts: Sequence[str], log: Log, *, lone: bool = False
+    ) -> None:
+        self.tree, self.system, self.log, self.lone = tree, system, log, lone
         self.hosts = list(hosts)
         self.child: subprocess.Popen[bytes] | None = None
         self.told: list[str] = []
@@ -176,7 +181,8 @@ class Minder:
     def run(self, words: Sequence[str], ends: float | None) -> int:
         """Until it is over; the launcher's exit code. Raises SpoolError."""
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, self._pass_on)
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup(1) wants it
+                signal.signal(number, self._pass_on)
         short = 0
         for _ in range(AGAIN_MOST):
             begun = time.monotonic()
@@ -196,31 +202,39 @@ class Minder:
 
     def _once(self, words: Sequence[str]) -> int:
         self.token = os.urandom(8).hex()
-        self.trying = True
-        try:
-            way = choose(self.system, self.hosts, self.log, self.useless)
-        except Stopped:
+        if (way := Way("", ()) if self.lone else self._way()) is None or self.told:
             return 0
-        finally:
-            self.trying = False
         own = [sys.executable, "-P", "-m", "spool.cli", "--spool", self.tree.root, "launcher"]
         whole = [*way.words, *own, *words, "--parent", self.token]
-        environment = clean_environment(dict(os.environ)) | NEEDED | {processes.MINDER: self.token}
-        if self.told:
-            return 0
+        whole += ["--nodes", self._chosen()] if self.lone else []
+        needed = {} if self.lone else NEEDED
         self.child = subprocess.Popen(
             whole,
-            env=environment,
+            env=clean_environment(dict(os.environ)) | needed | {processes.MINDER: self.token},
             stdin=subprocess.DEVNULL,
             process_group=0,  # a terminal's Ctrl-C is for us alone: they would get it twice
         )
-        if not self._came_together(self.child):
+        if not self.lone and not self._came_together(self.child):
             self.log(f"ranks started by {way.name} did not come together")
             self.useless.append(way.name)
             _end(self.child)
         code = self.child.wait()
         self.child = None
         return 128 - code if code < 0 else code
+
+    def _way(self) -> Way | None:
+        """How ranks are started; None if we are told to stop while we try. Raises SpoolError."""
+        self.trying = True
+        try:
+            return choose(self.system, self.hosts, self.log, self.useless)
+        except Stopped:
+            return None
+        finally:
+            self.trying = False
+
+    def _chosen(self) -> str:
+        """The nodes that are left, as --nodes has them: names, or how many this machine plays."""
+        return ",".join(self.hosts) if self.hosts[0] else str(len(self.hosts))
 
     def _came_together(self, child: subprocess.Popen[bytes]) -> bool:
         """Whether a launcher is there within JOIN_S, or it is over."""
@@ -238,13 +252,13 @@ class Minder:
         Raises Stopped where ranks are only being tried.
         """
         verb = "drain" if number == signal.SIGINT and not self.told else "stop"
-        names = self._launchers()
+        names = [] if self.lone else self._launchers()
         if names and verb not in self.told:
             for name in names:
                 files.replace(self.tree.request(name, verb, "launcher"), b"{}")
         elif self.child is not None:
             with suppress(ProcessLookupError):
-                self.child.send_signal(signal.SIGTERM)
+                self.child.send_signal(number if self.lone else signal.SIGTERM)
         self.told.append(verb)
         if self.trying:
             raise Stopped

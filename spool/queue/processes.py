@@ -22,6 +22,7 @@ MINDER = "SPOOL_MINDER"
 
 SIGKILL = 9  # by number: every submission imports this file, and signal(3)'s enums are slow
 KILL_WAIT_S = 10.0
+QUIET_S = 1.0  # after an mpirun was killed, a rank that it had sent off may yet begin
 BEAT, DONE = b".", b"q"
 
 
@@ -69,16 +70,22 @@ def marked(owner: str, sessions: Collection[int] = (), node: str = "") -> list[i
 
 
 def _carrying(marks: dict[bytes, bytes], sessions: Collection[int] = ()) -> list[int]:
-    found = []
-    for entry in os.listdir("/proc"):
-        if not entry.isdigit() or int(entry) == os.getpid():
-            continue
-        pid = int(entry)
-        theirs = marks.items() <= environment(pid).items()
-        theirs = theirs or bool(sessions and session(pid) in sessions)
-        if theirs and process_start(pid) is not None:
-            found.append(pid)
-    return found
+    return _those(
+        lambda pid: (
+            marks.items() <= environment(pid).items() or bool(sessions and session(pid) in sessions)
+        )
+    )
+
+
+def _carrying_any(marks: frozenset[bytes]) -> list[int]:
+    return _those(lambda pid: not marks.isdisjoint(map(b"=".join, environment(pid).items())))
+
+
+def _those(theirs: Callable[[int], bool]) -> list[int]:
+    """The living processes, but this one, of which that is true."""
+    pids = (int(entry) for entry in os.listdir("/proc") if entry.isdigit())
+    found = (pid for pid in pids if pid != os.getpid() and theirs(pid))
+    return [pid for pid in found if process_start(pid) is not None]
 
 
 def kill_marked(
@@ -97,16 +104,28 @@ def kill_task(task_id: str) -> bool:
     return _kill_all(lambda: _carrying({TASK.encode(): task_id.encode()}), KILL_WAIT_S)
 
 
-def _kill_all(listed: Callable[[], list[int]], wait_s: float) -> bool:
-    deadline = time.monotonic() + wait_s
-    while found := listed():
+def sweep(marks: Collection[str], quiet_s: float = QUIET_S) -> bool:
+    """SIGKILL all that carry any of these marks, NAME=VALUE each, until none was seen for a while.
+
+    False as of `kill_marked`.
+    """
+    wanted = frozenset(mark.encode() for mark in marks)
+    return _kill_all(lambda: _carrying_any(wanted), KILL_WAIT_S, quiet_s)
+
+
+def _kill_all(listed: Callable[[], list[int]], wait_s: float, quiet_s: float = 0.0) -> bool:
+    begun = quiet_since = time.monotonic()
+    while True:
+        found, now = listed(), time.monotonic()
         for pid in found:
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, SIGKILL)
-        if time.monotonic() > deadline:
+        quiet_since = now if found else quiet_since
+        if not found and now - quiet_since >= quiet_s:
+            return True
+        if found and now - begun > wait_s:
             return False
-        time.sleep(0.01)
-    return True
+        time.sleep(0.01 if found else 0.05)
 
 
 def guard(owner: str, fence_s: float, node: str = "") -> None:
@@ -148,6 +167,11 @@ if __name__ == "__main__":
     if sys.argv[1] == "--kill":
         ranks = {MINDER.encode(): sys.argv[3].encode()}  # first, since they start more
         sys.exit(
-            not (_kill_all(lambda: _carrying(ranks), KILL_WAIT_S) and kill_marked(sys.argv[2]))
+            not (
+                _kill_all(lambda: _carrying(ranks), KILL_WAIT_S)
+                and sweep([f"{MARK}={sys.argv[2]}"])
+            )
         )
+    if sys.argv[1] == "--sweep":
+        sys.exit(not sweep(sys.argv[2:]))
     guard(sys.argv[1], float(sys.argv[2]), *sys.argv[3:])

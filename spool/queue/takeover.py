@@ -6,6 +6,8 @@ Fails  LeaseLost: the taker itself was taken over.
 
 Evidence, best first: the owner said that it ended; on the same boot and pid namespace its process
 is gone; else its heartbeat's token did not change for `dead` seconds of our own monotonic clock.
+Of an owner with mpiruns on nodes where it has no guard, neither tells that its tasks are gone: the
+nodes must have been swept, or the batch system say that the allocation is over.
 """
 
 from __future__ import annotations
@@ -46,6 +48,7 @@ class Verdict(Enum):
     ALIVE = "alive"
     DEAD = "dead"
     UNDECIDED = "undecided"
+    UNSWEPT = "dead, but only those in its allocation can know that its tasks are gone"
 
 
 @dataclass(slots=True)
@@ -64,7 +67,9 @@ class Silence:
 class Observer:
     """Watches other owners for one owner; keeps what it saw between looks.
 
-    over(system, job) is the batch system's word on whether an allocation has ended.
+    over(system, job) is the batch system's word on whether an allocation has ended; clear(name)
+    sweeps the nodes of our own allocation bit by bit, and is true once nothing of that owner is
+    left there.
     """
 
     def __init__(
@@ -72,15 +77,17 @@ class Observer:
         me: Owner,
         clock: Callable[[], float] = time.monotonic,
         over: Callable[[str, str], bool | None] | None = None,
+        clear: Callable[[str], bool] | None = None,
     ) -> None:
         self.me = me
         self.tree = me.tree
         self.clock = clock
-        self.over = over
+        self.over, self.clear = over, clear
         self.words: dict[tuple[str, str], bool | None] = {}
         self.asked: dict[tuple[str, str], float] = {}
         self.place = owner.here()
         self.silences: dict[str, Silence] = {}
+        self.tried: dict[str, float] = {}
 
     def look(self) -> tuple[list[str], bool]:
         """RUNNING groups whose holder is dead, and whether any other is still undecided.
@@ -95,7 +102,7 @@ class Observer:
                 dead.append(group)
             elif verdict is Verdict.UNDECIDED:
                 undecided = True
-            elif self._watches_others(holder(group)):
+            elif verdict is Verdict.ALIVE and self._watches_others(holder(group)):
                 break
         return dead, undecided
 
@@ -120,6 +127,8 @@ class Observer:
         if record.get("ended") or record.get("swept"):
             return Verdict.DEAD
         known = on_this_host(name, record, self.place)
+        if record.get("unguarded"):
+            return self._of_unguarded(name, record, known)
         if known is Verdict.DEAD and not _all_here(record, self.place):
             known = None  # its ranks may live on elsewhere, until their guards strike
         verdict = known or self._by_token(name, record)
@@ -127,23 +136,49 @@ class Observer:
             return Verdict.DEAD
         return verdict
 
+    def _of_unguarded(self, name: str, record: dict[str, Any], known: Verdict | None) -> Verdict:
+        """Of an owner whose mpiruns reach nodes where nothing kills what they left."""
+        if known is Verdict.ALIVE:
+            return known
+        silent = self._by_token(name, record)
+        if silent is not Verdict.DEAD and known is None:
+            over = silent is Verdict.UNDECIDED and self._allocation_over(record)
+            return Verdict.DEAD if over else silent
+        if self._allocation_over(record):
+            return Verdict.DEAD
+        if self.clear is not None and record.get("allocation") == self.me.record.get("allocation"):
+            tried_s = self.clock() - self.tried.setdefault(name, self.clock())
+            # A node that has not answered for so long is as dead as its launcher.
+            gone = self.clear(name) or tried_s >= self._patience_s(record)
+            return Verdict.DEAD if gone else Verdict.UNDECIDED
+        if self._word(record) is False or self.over is None:
+            return Verdict.UNSWEPT
+        return silent  # nobody can tell more
+
     def _allocation_over(self, record: dict[str, Any]) -> bool:
         """Whether the batch system says that an owner's allocation has ended."""
+        return self._word(record) is True
+
+    def _word(self, record: dict[str, Any]) -> bool | None:
+        """What the batch system says of that; None: it cannot be asked, or does not know."""
         told = record.get("allocation")
         if self.over is None or not isinstance(told, dict):
-            return False
+            return None
         if told.get("cluster", "") != os.environ.get("SLURM_CLUSTER_NAME", ""):
-            return False  # another cluster's job of that number
+            return None  # another cluster's job of that number
         job, now = (str(told.get("system", "")), str(told.get("job", ""))), self.clock()
         if now >= self.asked.get(job, 0.0):
             self.asked[job] = now + ASKED_EVERY_S
             self.words[job] = self.over(*job)
-        return self.words.get(job) is True
+        return self.words.get(job)
+
+    def _patience_s(self, record: dict[str, Any]) -> float:
+        """For how long an owner's token may be silent."""
+        told = record.get("dead_s")
+        return max(self.me.settings.lease_dead_s, told if isinstance(told, (int, float)) else 0.0)
 
     def _by_token(self, name: str, record: dict[str, Any]) -> Verdict:
         settings, now = self.me.settings, self.clock()
-        told = record.get("dead_s")
-        dead_s = max(settings.lease_dead_s, told if isinstance(told, (int, float)) else 0.0)
         token = files.read(self.tree.owner(name, layout.HEARTBEAT), 256)
         before = self.silences.get(name)
         if before is None or before.token != token:
@@ -153,7 +188,7 @@ class Observer:
         if away > max(2 * settings.lease_beat_s, LOOKS_WITHIN_S):
             before.since = now  # we were away ourselves: the count starts again
         quiet = now - before.since
-        if quiet >= dead_s:
+        if quiet >= self._patience_s(record):
             return Verdict.DEAD
         steady = before.alive and quiet < 2 * settings.lease_beat_s
         return Verdict.ALIVE if steady else Verdict.UNDECIDED
