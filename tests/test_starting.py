@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import eventually, make_tree
+from crashing import in_child
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -163,3 +164,25 @@ def test_signals_are_passed_on_and_what_runs_is_given_back(tmp_path, number):
     assert states.count(State.FINISHED) == ended
     assert states.count(State.READY) == 4 - ended
     assert processes_of(tree) == []
+
+
+def test_ranks_that_meet_only_while_they_are_few_lines_are_started_another_way(
+    tmp_path, monkeypatch
+):
+    """As with a PMI that cuts the longer messages of a whole launcher's ranks."""
+    tree = make_tree(tmp_path / "spool", '[launcher]\nsync = "none"\n')
+    order = []
+    for name, launch in (("cuts", "exit 15"), ("cuts-too", "exit 15"), ("works", 'exec "$@"')):
+        starter = tmp_path / name
+        starter.write_text(f'#!/bin/sh\n[ "$3" = -c ] && {{ echo 2; exit; }}\n{launch}\n')
+        starter.chmod(0o755)
+        order.append(Way(name, (str(starter),)))
+    monkeypatch.setattr(starting, "ways", lambda system, hosts: order)
+
+    def minds(tell):
+        minder = starting.Minder(tree, "", ["", ""], tell)
+        tell(minder.run(["--idle-timeout", "0", "--quiet"], None))
+
+    said = in_child(minds)
+    assert said[-1] == 0 and "ranks are started by works" in said
+    assert "ranks started by cuts did not come together" in said

@@ -185,13 +185,15 @@ class Minder:
                 signal.signal(number, self._pass_on)
         short = 0
         for _ in range(AGAIN_MOST):
-            begun = time.monotonic()
+            begun, useless = time.monotonic(), len(self.useless)
             code = self._once(words)
             if code:
                 self._sweep()
             if code in (0, 2) or self.told:
                 return code
-            short = short + 1 if time.monotonic() - begun < YOUNG_S else 0
+            another_way = len(self.useless) > useless  # is tried next: that is no second try
+            young = time.monotonic() - begun < YOUNG_S and not another_way
+            short = short + 1 if young else 0
             if short > 1 or (ends is not None and ends - time.time() < LEFT_S):
                 break
             self._leave_out_the_dead()
@@ -237,13 +239,19 @@ class Minder:
         return ",".join(self.hosts) if self.hosts[0] else str(len(self.hosts))
 
     def _came_together(self, child: subprocess.Popen[bytes]) -> bool:
-        """Whether a launcher is there within JOIN_S, or it is over."""
+        """Whether a launcher is there within JOIN_S, or it ended without a fault.
+
+        Ranks of a few lines may meet, as `choose` saw, where those of a whole launcher do not: what
+        they tell each other is longer, and some starters cut it.
+        """
         deadline = time.monotonic() + JOIN_S
         while time.monotonic() < deadline:
             with suppress(subprocess.TimeoutExpired):
                 child.wait(0.5)
-            if child.poll() is not None or self._launchers():
+            if self._launchers() or self.told:
                 return True
+            if child.poll() is not None:
+                return child.returncode in (0, 2)
         return False
 
     def _pass_on(self, number: int, _frame: object) -> None:
