@@ -311,7 +311,7 @@ class Launcher:
             return 0
         if not self.book.free and not self._may_claim_ahead():
             return 0
-        if not self.picker.claimer.lanes:
+        if not self.picker.claimer.rows:
             self.picker.claimer.refresh()
         self.picker.suits = self.gate.suits if self.gate.looks else None
         self.picker.mpiruns = self.places.mpiruns_left - (len(self.claimed) - ahead)
@@ -415,7 +415,7 @@ class Launcher:
 
     def _tell_why(self, now: float) -> None:
         """Every ten seconds without a start, why nothing of what is ready starts."""
-        if now - self.places.start_at >= TELL_WHY_S and self.picker.claimer.lanes:
+        if now - self.places.start_at >= TELL_WHY_S and self.picker.claimer.rows:
             self.places.start_at = now
             self.log(self.picker.tally())
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from spool.launcher import clock
 from spool.launcher.book import Book
 from spool.queue import shape as shapes
-from spool.queue.claim import Claimer, Suits
+from spool.queue.claim import Claimer, Row, Suits
 from spool.queue.shape import Shape
 
 AHEAD_MOST = 256
@@ -62,7 +62,7 @@ class Picker:
         self.suits: Suits | None = None
         self.ahead: Callable[[Shape], int] | None = None
         self.may: Callable[[Shape], bool] = lambda shape: True
-        self.refused: Counter[str] = Counter()
+        self.refused: dict[Shape, str] = {}
         self.waiting_since: dict[Shape, float] = {}
         self.tired: set[Shape] = set()
         self._plan = book
@@ -123,13 +123,13 @@ class Picker:
     def _wants(self, shape: Shape) -> int:
         self._last, self._comes_ahead = shape, False
         if reason := self.why_not(shape, clock.now()):
-            self.refused[reason] += 1
+            self.refused[shape] = reason
             return 0
         if shape.mpi and self.mpiruns <= 0:
-            self.refused["waiting for an mpirun to end"] += 1
+            self.refused[shape] = "waiting for an mpirun to end"
             return 0
         if not self.may(shape):
-            self.refused["waiting for a limit of spool.toml"] += 1
+            self.refused[shape] = "waiting for a limit of spool.toml"
             return 0
         if fitting := self._plan.count(shape, self.mpiruns if shape.mpi else self._limit):
             self.waiting_since.pop(shape, None)
@@ -138,7 +138,7 @@ class Picker:
         if ahead := self._may_come_ahead(shape):
             self._comes_ahead = True
             return ahead
-        self.refused["waiting for room"] += 1
+        self.refused[shape] = "waiting for room"
         if self._is_tired(shape):
             if self.book.kept_for not in self.tired:
                 self.book.keep(shape)
@@ -178,18 +178,18 @@ class Picker:
     def _narrow(self) -> None:
         """Forget the patience for shapes that wait no more; serve the tired before their equals."""
         if self.waiting_since:
-            present = {shapes.parse(lane)[0] for lane in self.claimer.lanes}
-            for shape in self.waiting_since.keys() - present:
+            for shape in self.waiting_since.keys() - self.claimer.shapes:
                 del self.waiting_since[shape]
                 self.tired.discard(shape)
             if self.tired:
-                self.claimer.lanes.sort(key=self._rank)
+                self.claimer.rows = dict(sorted(self.claimer.rows.items(), key=self._rank))
         if self.book.kept_for not in self.tired:
             self.book.keep(None)
 
-    def _rank(self, lane: str) -> tuple[int, str, bool, int, int]:
-        priority, hour, widest, longest = shapes.order(lane)
-        return priority, hour, shapes.parse(lane)[0] not in self.tired, widest, longest
+    def _rank(self, row: tuple[Row, list[str]]) -> tuple[int, str, bool, int, int]:
+        (shape, _), lanes = row
+        priority, hour, widest, longest = shapes.order(lanes[0])
+        return priority, hour, shape not in self.tired, widest, longest
 
     def _ahead_allowed(self) -> int:
         return min(AHEAD_MOST, int(self.rate * AHEAD_S))
@@ -214,13 +214,13 @@ class Picker:
     def waiting_shapes(self) -> set[Shape]:
         """The shapes in READY, as last listed, that this launcher would take."""
         now = clock.now()
-        present = {shapes.parse(lane)[0] for lane in self.claimer.lanes}
-        return {shape for shape in present if not self.why_not(shape, now)}
+        return {shape for shape in self.claimer.shapes if not self.why_not(shape, now)}
 
     def reasons(self) -> list[str]:
         """What READY holds that this launcher would not take, a sentence each."""
-        refused = sorted(self.refused.items())
-        return [f"left in READY: {count} lanes {why}" for why, count in refused]
+        whys = (self.refused.get(shapes.parse(lane)[0]) for lane in self.claimer.lanes)
+        counts = Counter(why for why in whys if why)
+        return [f"left in READY: {count} lanes {why}" for why, count in sorted(counts.items())]
 
     def tally(self) -> str:
         """How many tasks are READY and why none of them starts, in one line."""

@@ -28,6 +28,7 @@ from spool.queue.tasks import Task
 
 LOSSES_IN_A_ROW = 2
 LOOKS = 256  # tasks of a lane looked at in vain before others get their turn
+Row = tuple[Shape, str]
 Wants = Callable[[Shape], int]
 Suits = Callable[[str, str], bool]
 """Whether a task, by its lane and id, is to be taken, where its lane does not tell all."""
@@ -37,6 +38,8 @@ class Claimer:
     """Takes READY tasks for one owner, lane by lane in serving order.
 
     claimed and lost count renames won and lost; strays are groups in READY that are no lanes.
+    rows holds the lanes in serving order, by shape and hour: a large backlog has many lanes of few
+    shapes, and what does not want a shape must not be asked for each of its lanes.
     """
 
     def __init__(self, owner: Owner, seed: int | None = None) -> None:
@@ -45,7 +48,8 @@ class Claimer:
         self.random = random.Random(seed)
         self.claimed = 0
         self.lost = 0
-        self.lanes: list[str] = []
+        self.rows: dict[Row, list[str]] = {}
+        self.shapes: set[Shape] = set()
         self.strays: list[str] = []
         self.passed_over: set[str] = set()
         self._names: list[str] = []
@@ -54,28 +58,42 @@ class Claimer:
 
     def refresh(self) -> list[str]:
         """List READY anew; its lanes in serving order, equals in an order of our own."""
-        self.lanes, self.strays = [], []
+        lanes: list[str] = []
+        self.strays = []
         for group in tasks.groups(self.tree, State.READY):
             try:
                 shape.parse(group)
             except ValueError:
                 self.strays.append(group)
             else:
-                self.lanes.append(group)
-        self.random.shuffle(self.lanes)
-        self.lanes.sort(key=shape.order)
+                lanes.append(group)
+        self.random.shuffle(lanes)
+        lanes.sort(key=shape.order)
+        self.rows = {}
+        for lane in lanes:
+            self.rows.setdefault(_row(lane), []).append(lane)
+        self.shapes = {wanted for wanted, _ in self.rows}
         return self.lanes
+
+    @property
+    def lanes(self) -> list[str]:
+        """All lanes, in serving order."""
+        return [lane for row in self.rows.values() for lane in row]
 
     def take(self, wants: Wants, limit: int, suits: Suits | None = None) -> Iterator[str]:
         """Claim up to `limit` tasks; `wants(shape)` says how many more of a shape fit.
 
-        Yields each id as soon as it lies in the owner's folder.
+        Yields each id as soon as it lies in the owner's folder. A shape that is not wanted is not
+        asked for again.
         """
         self._suits = suits
         left = limit
-        for group in list(self.lanes):
-            wanted = shape.parse(group)[0]
-            while left > 0 and (count := min(left, wants(wanted))) > 0:
+        unwanted: set[Shape] = set()
+        for wanted, group in self._in_order(unwanted):
+            while left > 0:
+                if (count := min(left, wants(wanted))) <= 0:
+                    unwanted.add(wanted)
+                    break
                 taken = 0
                 for task_id in self._take_from(group, count):
                     taken += 1
@@ -84,6 +102,16 @@ class Claimer:
                 if taken < count:
                     break
             if left <= 0:
+                return
+
+    def _in_order(self, unwanted: set[Shape]) -> Iterator[tuple[Shape, str]]:
+        """The lanes in serving order, without those of shapes that are `unwanted` by then."""
+        for (wanted, _), row in list(self.rows.items()):
+            for group in list(row):
+                if wanted in unwanted:
+                    break
+                yield wanted, group
+            if self.shapes <= unwanted:
                 return
 
     def _take_from(self, group: str, count: int) -> Iterator[str]:
@@ -140,8 +168,17 @@ class Claimer:
 
     def _drop(self, group: str, folder: str) -> None:
         files.remove_folder(folder)
-        if group in self.lanes:
-            self.lanes.remove(group)
+        row = self.rows.get(_row(group), [])
+        if group in row:
+            row.remove(group)
+        if not row and self.rows.pop(_row(group), None) is not None:
+            self.shapes = {wanted for wanted, _ in self.rows}
+
+
+def _row(group: str) -> Row:
+    """What all lanes have in common that are served in random order."""
+    wanted, shard = shape.parse(group)
+    return wanted, shard[:8]
 
 
 # -- reading and writing what we hold ------------------------------------------------------------
