@@ -13,6 +13,8 @@ from spool.queue import advance
 from spool.queue.owner import Owner
 from spool.queue.place import Place
 
+AT_ONCE = 1_000
+
 
 class Heirs:
     """Moves on what waited for our tasks; `ended` many, `step` often."""
@@ -23,15 +25,25 @@ class Heirs:
         self.empty = True
 
     def ended(self, ids: list[str]) -> None:
-        """These have reached a final state: by one listing, which of them are waited for."""
+        """These have reached a final state: by one listing, which of them are waited for.
+
+        They are taken out of the list.
+        """
         waited_for = advance.parents_waited_for(self.owner.tree).intersection(ids)
         if waited_for:
             self._moving = self._then(self._moving, advance.children(self.owner, waited_for))
             self.empty = False
+        ids.clear()
 
     def _then(self, first: Iterator[Place], second: Iterator[Place]) -> Iterator[Place]:
         yield from first
         yield from second
+
+    def finish(self, ids: list[str]) -> None:
+        """The same at the end, all at once."""
+        self.ended(ids)
+        while self.step(AT_ONCE):
+            pass
 
     def step(self, count: int) -> int:
         """Move on up to `count` children; how many were moved."""

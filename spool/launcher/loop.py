@@ -135,7 +135,7 @@ class Launcher:
         self.lookout = Lookout(self.owner, self.trusted, self.log, clear)
         self.chores = Chore(self.lookout.look, WAKE)
         self.slice = SLICE if len(self.field.nodes) == 1 else SLICE_FAR
-        self.journal.note({**self.owner.record, "time": self._stamp(), "what": "opened"})
+        self._note("opened")
 
     def _record(self) -> dict[str, Any]:
         return {
@@ -146,8 +146,8 @@ class Launcher:
             "dead_s": self.settings.lease_dead_s,
         }
 
-    def _stamp(self) -> str:
-        return units.stamp(clock.epoch())
+    def _note(self, what: str) -> None:
+        self.journal.note({**self.owner.record, "time": units.stamp(clock.epoch()), "what": what})
 
     def _calm_turn(self) -> bool:
         """A turn; where the file system fails, a pause: what runs goes on."""
@@ -188,7 +188,7 @@ class Launcher:
         self.log(f"closed after {self.started} starts")
         try:
             self.chores.finish(LEAVE_S)
-            self.journal.note({**self.owner.record, "time": self._stamp(), "what": "closed"})
+            self._note("closed")
             self.journal.write()
             self.owner.end(keep=True, claimed=claimer.claimed, lost=claimer.lost)
         except (FileSystemFault, OSError) as fault:
@@ -202,9 +202,7 @@ class Launcher:
                 self.claimed.popleft()
             self._record_ends()
             self.batch.drain()
-            self.heirs.ended(self.batch.finals)
-            while self.heirs.step(SLICE_FAR):
-                pass
+            self.heirs.finish(self.batch.finals)
         except (FileSystemFault, OSError) as fault:
             self.log(f"left with tasks in hand, which another owner takes over: {fault}")
 
@@ -260,8 +258,7 @@ class Launcher:
     def _note_end(self, report: Report, *, durable: bool) -> None:
         self.counts[report.place.state] += 1
         self.journal.add(report.line)
-        add = self.batch.add_durable if durable else self.batch.add
-        add(report.task_id, report.place)
+        (self.batch.add_durable if durable else self.batch.add)(report.task_id, report.place)
 
     def _pause(self, fault: Exception) -> None:
         """Claim and start nothing for a while; what runs goes on."""
@@ -359,7 +356,6 @@ class Launcher:
             self.journal.write()
         if self.batch.finals and not self.batch.moving:
             self.heirs.ended(self.batch.finals)
-            self.batch.finals.clear()
         if heirs := self.heirs.step(self.slice):
             self.nothing_to_claim = False
             self.picker.claimer.lanes.clear()  # they may have opened new ones
