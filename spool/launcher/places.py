@@ -108,7 +108,8 @@ class Places:
             self.started, self.ranks.took = self.started + self.ranks.took, 0
             self.start_at = clock.now()
         for running in self.crew.reap(self._sweeper_or(others)):
-            if running.shape.mpi and _ended_badly(running):
+            sweeps = running.shape.mpi and (self.ranks or self.left)  # a simulation leaves nothing
+            if sweeps and _ended_badly(running):
                 self._sweep(running.task.id, [grant.node for grant in running.grants])
             self._free(running.task.id, running.grants)
             any_ended = True
