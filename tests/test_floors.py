@@ -19,7 +19,7 @@ FLOORS = (
     ("errors", "units", "config"),
     ("queue",),
     ("launcher", "service", "report"),
-    ("api", "sources", "csv_source", "template"),
+    ("api", "sources", "csv_source", "template", "workflow"),
     ("commands",),
     ("cli",),
 )
@@ -50,6 +50,7 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     "psutil": ("launcher/nodes.py",),
     "tabulate": ("report/",),
     "matplotlib": ("report/picture.py",),
+    "yaml": ("workflow.py",),
     "click": ("cli.py", "commands/"),
     "portalocker": ("queue/check.py", "service/"),
     "mpi4py": ("launcher/post.py",),

@@ -66,7 +66,7 @@ def _take(task: Task, item: Input, parent: str, folder: str) -> None:
         if item.copy:
             _copy(f"{folder}/{name}", target)
         else:
-            os.symlink(os.path.relpath(f"{folder}/{name}", os.path.dirname(target)), target)
+            files.symlink(os.path.relpath(f"{folder}/{name}", os.path.dirname(target)), target)
 
 
 def _matching(folder: str, pattern: str) -> Iterator[str]:

@@ -389,6 +389,16 @@ def link(source: str, target: str) -> bool:
     return True
 
 
+def symlink(source: str, target: str) -> None:
+    """Make `target` a link that says `source`. Raises FileExistsError."""
+    try:
+        _do("symlink", os.symlink, source, target)
+    except FileExistsError:
+        raise
+    except OSError as fault:
+        raise explained(fault, target) from fault
+
+
 def read(path: str, limit: int = 1 << 26) -> bytes | None:
     """A regular file's bytes, at most `limit`; None if it is not there."""
     try:
