@@ -40,6 +40,20 @@ format = 1
 # reserve_memory = "0M"
 # simulate = false         # whether --simulate may finish tasks here that never run
 
+[staging]
+# launchers = true         # whether a launcher starts a stager where something is to be staged
+# at_once = 8              # hooks and transfers at once in one stager
+# deadline = "1d"          # a transfer that fails for so long has failed
+# ssh = "ssh"              # for HOST:PATH, with options
+
+[transfers]
+# How `via` brings {source} to {target}: a line for sh that fails with code 66 where there is none.
+#globus = "my-globus-copy {source} {target}"
+
+[containers]
+# What `kind` runs: a template with {image}, {folder}, {options} and {command}.
+#shifter = "shifter --image={image} {options} {command}"
+
 [limits]
 # How many tasks may run at once over the whole spool, however many launchers there are; 0: none.
 #"feature:matlab" = 4      # of those that require this feature; tag:, workflow: and app: likewise
@@ -66,9 +80,11 @@ class Limit(msgspec.Struct, frozen=True):
 
 
 class Limited(msgspec.Struct, frozen=True, kw_only=True):
-    """The one section of spool.toml whose keys are the user's own words, so it has no defaults."""
+    """The sections of spool.toml whose keys are the user's own words, so they have no defaults."""
 
     limits: tuple[Limit, ...] = ()
+    transfers: tuple[tuple[str, str], ...] = ()
+    containers: tuple[tuple[str, str], ...] = ()
 
 
 class Settings(Limited, frozen=True):
@@ -88,6 +104,10 @@ class Settings(Limited, frozen=True):
     launcher_reserve_gpus: int = 0
     launcher_reserve_memory_mb: int = 0
     launcher_simulate: bool = False
+    staging_launchers: bool = True
+    staging_at_once: int = 8
+    staging_deadline_s: float = 86400.0
+    staging_ssh: str = "ssh"
 
 
 _WORDS = {
@@ -151,8 +171,11 @@ def _parse(text: str, path: str) -> Settings:
     if type(found) is not int or found != FORMAT:
         raise NotASpool(f"{path}: format is {found!r}; this version reads format {FORMAT}")
     fields = msgspec.structs.fields(Settings)
-    known = {field.name: field.default for field in fields if field.name != "limits"}
+    own = Limited.__struct_fields__
+    known = {field.name: field.default for field in fields if field.name not in own}
     values: dict[str, Any] = {"limits": _limits(loose.pop("limits", {}), path)}
+    for section, place in (("transfers", "{target}"), ("containers", "{command}")):
+        values[section] = _templates(loose.pop(section, {}), section, place, path)
     for section, keys in loose.items():
         for key, value in keys.items() if isinstance(keys, dict) else [("", keys)]:
             name, read = _setting(section, key, known, path)
@@ -216,6 +239,18 @@ def _limits(section: Any, path: str) -> tuple[Limit, ...]:
     if not isinstance(section, dict):
         raise SpoolError(f'{path}: limits: expected a section of lines such as "tag:io" = 32')
     return tuple(_limit(key, count, path) for key, count in section.items())
+
+
+def _templates(section: Any, name: str, place: str, path: str) -> tuple[tuple[str, str], ...]:
+    """Names and their lines, each with a place for what matters most."""
+    where = f"{path}: {name}"
+    if not isinstance(section, dict):
+        raise SpoolError(f'{where}: expected a section of lines such as name = "program {place}"')
+    for key, line in section.items():
+        if not is_name(key) or not isinstance(line, str) or place not in line:
+            got = units.shown(line)
+            raise SpoolError(f"{where}.{key}: expected a line with {place}, got {got}")
+    return tuple(section.items())
 
 
 def _limit(key: str, count: Any, path: str) -> Limit:

@@ -189,6 +189,10 @@ def _place_pattern(columns: list[str]) -> re.Pattern[str]:
     return re.compile(r"(?<!\$)\{(" + "|".join((*known, "[A-Za-z_][A-Za-z0-9_]*")) + r")\}")
 
 
+_NO_COLUMNS = ("id", "submitted", "data", "parameters", "retry", "stage_out")
+"""Not the user's to set, or no one cell's to say."""
+
+
 def _kinds() -> dict[str, type]:
     """The keys that a column may set, each with the type of its default."""
     kinds = {}
@@ -196,7 +200,7 @@ def _kinds() -> dict[str, type]:
         factory = field.default_factory
         kind = type(field.default) if factory is msgspec.NODEFAULT else factory
         kinds[field.name] = kind if isinstance(kind, type) else str
-    return {key: kind for key, kind in kinds.items() if key not in ("id", "submitted", "data")}
+    return {key: kind for key, kind in kinds.items() if key not in _NO_COLUMNS}
 
 
 def _value(kind: type, key: str, cell: str) -> Any:

@@ -29,8 +29,11 @@ LONGEST_LINE = 1024 * 1024
 TOO_LONG = f"is longer than {LONGEST_LINE} bytes; put long values into a file"
 PLACE = "{}"
 TEMPLATE = "template"
-_FILLED = ("command", "args", "name", "environment", "inputs")
-_SHOWING = ("command", "args", "name", "environment")
+_FILLED = (
+    "command", "args", "name", "environment", "inputs", "parameters", "stage_in", "stage_out",
+    "preprocess", "postprocess", "on_error", "on_timeout",
+)  # fmt: skip
+_SHOWING = ("command", "args", "name", "environment", "parameters")
 _MARK = b"\xef\xbb\xbf"  # what spreadsheets put before UTF-8
 
 

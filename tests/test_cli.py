@@ -453,7 +453,12 @@ def test_an_app_is_defined_shown_used_and_removed(tree: Tree, command: Command) 
     assert made.returncode == 0
     assert command("app").stdout.split() == ["dock", "dock", "-q", "#", "Docks."]
     assert json_lines(command("app", "dock", "--json")) == [
-        {"name": "dock", "command": ["dock", "-q"], "env": {"A": "1"}}
+        {
+            "name": "dock",
+            "command": ["dock", "-q"],
+            "environment": {"A": "1"},
+            "description": "Docks.",
+        }
     ]
     (task_id,) = ids_of(command("submit", "--app", "dock", "--", "l7.mol2"))
     found = wanted(tree, task_id)

@@ -175,6 +175,32 @@ WRONG: list[tuple[str, str, str]] = [
     ("data", '{"a": ' + "[" * 101 + "]" * 101 + "}", "nested more than 100 deep"),
     ("submitted", '{"time": 1}', "expected str"),
     ("submitted", "7", "expected object"),
+    ("parameters", '{"a": [1]}', "expected bool | int | float | str"),
+    ("setup", '"a\\u0000"', "NUL"),
+    ("container", "7", "expected str | object | null"),
+    ("max_handled", "-1", ">= 0"),
+    ("retry", '{"oops": {}}', "expected exit-N, signal-N, timeout, lost"),
+    ("retry", '{"timeout": {"attempts": 0}}', ">= 1"),
+    ("retry", '{"timeout": {"backoff": "soon"}}', "a duration such as"),
+    ("retry", '{"timeout": {"set": {"command": "x"}}}', "cannot be changed"),
+    ("retry", '{"timeout": {"set": {"memory": "*two"}}}', "a factor such as *2"),
+    ("retry", '{"timeout": {"set": {"memory": "*1000"}}}', "at most *999"),
+    ("retry", '{"timeout": {"set": {"workflow": "*2"}}}', "no amount"),
+    ("retry", '{"timeout": {"set": {"nodes": "x"}}}', "expected int"),
+    ("stage_in", '["data.h5"]', "an absolute path, HOST:PATH or a URL"),
+    ("stage_in", '[{"source": "/a", "target": "../b"}]', "inside the task's directory"),
+    ("stage_in", '[{"source": "/a", "target": "/b"}]', "inside the task's directory"),
+    ("stage_in", '[{"source": "/a", "target": "manifest.json"}]', "the task's own file"),
+    ("stage_in", '[{"source": "/a", "sha256": "beef"}]', "64 hexadecimal digits"),
+    ("stage_in", '[{"source": "/a", "deadline": "soon"}]', "a duration such as"),
+    ("stage_in", '[{"source": "/a\\nb"}]', "line break"),
+    ("stage_out", '[{"source": "*.h5"}]', "needs a 'source' and a 'target'"),
+    ("stage_out", '[{"source": "/etc/x", "target": "/y"}]', "inside the task's directory"),
+    ("preprocess", "[]", "names no program"),
+    ("postprocess", '""', "names no program"),
+    ("on_error", '["a\\u0000"]', "none may"),
+    ("on_timeout", "{}", "expected str | array | null"),
+    ("hook_limit", '"soon"', "a duration such as"),
 ]
 
 
@@ -428,30 +454,3 @@ def test_a_change_to_nonsense_is_refused(key: str) -> None:
     nonsense = ["no such thing!"] if key == "requires" else "no such thing!"
     with pytest.raises(ManifestError, match=f"^task n: key '{key}': "):
         manifest.changed(Manifest(command=["x"]), {key: nonsense}, "task n")
-
-
-# -- applications --------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("raw", "says"),
-    [
-        (None, "there is no such app"),
-        (b"", "truncated"),
-        (b"[]", "Expected `object`"),
-        (b"{}", "required field `command`"),
-        (b'{"command": []}', "names no program"),
-        (b'{"command": "  "}', "names no program"),
-        (b'{"command": ["a\\u0000"]}', "none may"),
-        (b'{"command": ["a"], "environment": {"A=": "1"}}', "cannot be set"),
-        (b'{"command": ["a"], "nodes": 2}', "unknown field `nodes`"),
-    ],
-)
-def test_a_broken_app_is_refused(raw: bytes | None, says: str) -> None:
-    with pytest.raises(ManifestError, match=f"^/s/apps/a.json: .*{re.escape(says)}"):
-        manifest.read_app("/s/apps/a.json", raw)
-
-
-def test_an_app_is_a_command_and_its_environment() -> None:
-    app = manifest.read_app("a", b'{"command": ["dock", "-q"], "environment": {"A": "1"}}')
-    assert (app.command, app.environment) == (["dock", "-q"], {"A": "1"})

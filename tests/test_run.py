@@ -155,9 +155,12 @@ def ran(tmp_path_factory):
     app = {"command": ["sh", "-c", "echo $0 $LEVEL $BASE"]}
     app["environment"] = {"LEVEL": "app", "BASE": "app"}
     (root / "apps" / "words.json").write_text(json.dumps(app))
-    (root / "apps" / "broken.json").write_text('{"command": 7}')
+    for name in ("gone", "broken"):
+        (root / "apps" / f"{name}.json").write_text('{"command": "true"}')
     spool = Spool(tree.root)
     ids = {name: spool.submit(**keys, name=name).id for name, keys in TASKS.items()}
+    (root / "apps" / "gone.json").unlink()
+    (root / "apps" / "broken.json").write_text('{"command": 7}')
     words = ["launcher", "--idle-timeout", "0", "--quiet", "--cores", "2"]
     left = run_spool(tree.root, *words, env={**os.environ, **AROUND_US})
     assert left.returncode == 0, left.stderr
@@ -281,7 +284,7 @@ def test_a_failure_is_filed_under_its_reason(ran, name, group):
         ("missing", 127, "cannot start no-such-program: no such program on PATH"),
         ("missing-here", 127, "cannot start ./no-such-program: No such file or directory"),
         ("not-runnable", 126, "cannot start /etc/passwd: Permission denied"),
-        ("app-gone", 127, "there is no such app. Run: spool app"),
+        ("app-gone", 127, "there is no app 'gone'. Run: spool app"),
         ("app-broken", 127, "apps/broken.json: "),
     ],
 )

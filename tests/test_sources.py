@@ -474,9 +474,9 @@ def test_a_cell_its_key_cannot_take_is_rejected(column, cell, reason):
 def test_every_kind_of_key_is_known():
     kinds = csv_source._kinds()
     types = {field.name: field.type for field in msgspec.structs.fields(Manifest)}
-    assert types.keys() - kinds.keys() == {"id", "submitted", "data"}
+    assert types.keys() - kinds.keys() == set(csv_source._NO_COLUMNS)
     assert {key for key, kind in kinds.items() if kind is bool} == {"hold", "fresh"}
-    lists = {"tags", "args", "requires", "inputs", "after"}
+    lists = {"tags", "args", "requires", "inputs", "after", "stage_in"}
     assert {key for key, kind in kinds.items() if kind is list} == lists
 
 

@@ -8,8 +8,9 @@ from typing import Any
 import click
 
 from spool.commands import shared
+from spool.commands.staging import declared, stage_keys, stage_options
 from spool.errors import ManifestError, NoSuchTask
-from spool.queue import files, layout, manifest
+from spool.queue import apps, files, layout, manifest
 
 FOUND_EXIT = 6
 
@@ -32,24 +33,38 @@ def init_command(ctx: click.Context, folder: str | None) -> None:
 @click.option("--shell", help='A line for sh in place of a command; arguments come as "$@".')
 @click.option("--env", multiple=True, metavar="NAME=VALUE", help="Set in the task's environment.")
 @click.option("--description", default="", help="A line for people.")
+@click.option("--file", metavar="FILE", help="The definition as JSON; options are laid over it.")
+@click.option("--nodes", type=int, help="Nodes its tasks need, unless they say otherwise.")
+@click.option("--ranks-per-node", type=int, help="MPI ranks on each node.")
+@click.option("--cores", "cores_per_rank", type=int, help="Cores (each rank).")
+@click.option("--gpus", type=int, help="GPUs (each node).")
+@click.option("--memory", type=shared.Memory(), help="Memory, such as 8G.")
+@click.option("--requires", multiple=True, help="A feature its nodes must have.")
+@click.option("--time-limit", type=shared.Duration(), help="Stop a task after so long.")
+@click.option("--time-estimate", type=shared.Duration(), help="How long one is thought to run.")
+@click.option("--max-attempts", type=int, help="Tries before a task counts as failed.")
+@stage_options
 @click.option("--rm", "remove", is_flag=True, help="Remove the definition.")
 @shared.as_json
 @click.pass_context
 def app_command(
     ctx: click.Context,
+    /,
     name: str | None,
     command: tuple[str, ...],
     shell: str | None,
-    env: tuple[str, ...],
-    description: str,
+    file: str | None,
     remove: bool,
     as_json: bool,
+    **keys: Any,
 ) -> None:
     """Define an application that tasks name; without a command, show what is defined.
 
     \b
       spool app dock --env OMP_PLACES=cores -- /opt/dock/bin/dock --quiet
       spool submit --app dock -- ligand7.mol2
+      spool app heat --cores 4 --setup env.sh --param t:float=300 -- ./heat -T {t}
+      spool submit --app heat --param t=350
       spool app                         all of them
       spool app dock --rm
     """
@@ -59,9 +74,11 @@ def app_command(
     if name and remove:
         if not files.unlink(tree.app(name)):
             raise NoSuchTask(f"there is no app {name!r}. Run: spool app")
-    elif name and (command or shell):
-        app = {"command": shell or list(command), "environment": environment(env)}
-        _define(tree, name, {**app, "description": description})
+    elif name and (command or shell or file):
+        app = _from_file(file) if file else {}
+        if command or shell:
+            app["command"] = shell or list(command)
+        _define(tree, name, _laid_over(app, keys))
     else:
         _show_apps(tree, name, as_json=as_json)
 
@@ -74,22 +91,54 @@ def environment(pairs: tuple[str, ...]) -> dict[str, str]:
     return dict(pair.split("=", 1) for pair in pairs)
 
 
+def _from_file(file: str) -> dict[str, Any]:
+    import msgspec
+
+    try:
+        with open(file, "rb") as opened:
+            found = msgspec.json.decode(opened.read())
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as fault:
+        raise ManifestError(f"{file}: {fault}") from None
+    if not isinstance(found, dict):
+        raise ManifestError(f"{file}: must be a JSON object, got {type(found).__name__}")
+    return found
+
+
+def _laid_over(app: dict[str, Any], keys: dict[str, Any]) -> dict[str, Any]:
+    """An app with what the options say."""
+    made = {**app, **stage_keys(keys)}
+    more: dict[str, Any] = {
+        "environment": environment(keys.pop("env")),
+        "parameters": declared(keys.pop("param")),
+    }
+    if description := keys.pop("description"):
+        made["description"] = description
+    more["defaults"] = {key: value for key, value in keys.items() if value not in (None, ())}
+    for key, value in more.items():
+        if value or key in app:
+            made[key] = {**app.get(key, {}), **value}
+    return made
+
+
 def _define(tree: layout.Tree, name: str, app: dict[str, Any]) -> None:
     import msgspec
 
     raw = msgspec.json.format(msgspec.json.encode(app), indent=1) + b"\n"
-    manifest.read_app(name, raw)
+    apps.read(name, raw)
     files.replace(tree.app(name), raw, sync=True)
 
 
 def _show_apps(tree: layout.Tree, name: str | None, *, as_json: bool) -> None:
+    import msgspec
+
     found = [file[:-5] for file in files.names(tree.folder("apps")) if file.endswith(".json")]
     chosen = [name] if name else sorted(filter(layout.is_name, found))
     for one in chosen:
-        app = manifest.read_app(tree.app(one), files.read(tree.app(one)))
+        app = apps.read(tree.app(one), files.read(tree.app(one)))
         words = app.command if isinstance(app.command, str) else " ".join(app.command)
         if as_json:
-            shared.print_json({"name": one, "command": app.command, "env": app.environment})
+            plain = msgspec.to_builtins(app)
+            shared.print_json({"name": one, **plain, "environment": app.environment})
         else:
             click.echo(f"{one:<16} {words}" + (f"    # {app.description}" * bool(app.description)))
 

@@ -11,10 +11,10 @@ import click
 
 from spool import units
 from spool.commands import shared
+from spool.commands.staging import stage_keys, stage_options, values
 from spool.errors import ManifestError, SpoolError
-from spool.queue import files, layout, manifest, submit
+from spool.queue import layout, manifest, submit
 from spool.queue.layout import Tree
-from spool.queue.manifest import Manifest
 from spool.queue.submit import Fill
 
 PATH = click.Path()  # for the shell's completion; what is wrong with one is told elsewhere
@@ -71,6 +71,7 @@ NOT_YET = {"array": "arrays (--array, for now --each)"}
 @click.option("--max-lost", type=int, help="Launcher deaths before it counts as failed; 5.")
 @click.option("--backoff", type=shared.Duration(), help="Wait before the second try, then double.")
 @click.option("--output", type=click.Choice(["together", "apart", "none"]), help="stdout, stderr.")
+@stage_options
 @click.option("--fresh", is_flag=True, help="Move an earlier attempt's files aside first.")
 @click.option("--array", hidden=True)
 @shared.as_json
@@ -116,7 +117,6 @@ def submit_command(ctx: click.Context, /, **keys: Any) -> None:
         _submit_many(tree, bulk, template, fill, as_json=as_json, whole=whole)
         return
     wanted = manifest.from_mapping(_with_kin(tree, template), "submit")
-    _app_exists(tree, wanted)
     _outside(tree, folder)
     task_id = submit.submit(tree, wanted, fill)
     _print_ids([task_id], as_json=as_json)
@@ -142,7 +142,11 @@ def _found_here(command: tuple[str, ...]) -> tuple[str, ...]:
 
 def _template(keys: dict[str, Any]) -> dict[str, Any]:
     """What the options say, as manifest keys."""
+    staged, params = stage_keys(keys), keys.pop("param")
     made = {key: v for key, v in keys.items() if v is not False and v not in (None, (), "")}
+    made.update(staged)
+    if params:
+        made["parameters"] = values(params)
     command = list(made.pop("command", ()))
     if "shell" in made:
         if command:
@@ -241,11 +245,6 @@ def _replace(ctx: click.Context, replaced: str, task_id: str) -> None:
         control.once(control.replace, by, spot)
 
 
-def _app_exists(tree: Tree, wanted: Manifest) -> None:
-    if wanted.app and not files.exists(tree.app(wanted.app)):
-        raise ManifestError(f"there is no app {wanted.app!r}. Run: spool app")
-
-
 def _print_ids(ids: list[str], *, as_json: bool) -> None:
     if as_json:
         for task_id in ids:
@@ -324,17 +323,10 @@ def _submit_many(
         _print_ids(ids, as_json=as_json)
 
     rejected = 0
-    apps: set[str] = set()
     template = _with_kin(tree, template)
     with submit.Submitter(tree, shown, hold_back=whole) as submitter:
         family = Family(lambda wanted: submitter.add(wanted, fill))
         for number, item in enumerate(_progress(*_items(bulk, template)), 1):
-            if not isinstance(item, Rejected) and item.app and item.app not in apps:
-                try:
-                    _app_exists(tree, item)
-                    apps.add(item.app)
-                except ManifestError as fault:
-                    item = Rejected(f"task {number}", str(fault))
             if isinstance(item, Rejected):
                 rejected += _say_rejected([(item.where, item.reason)])
             else:

@@ -26,6 +26,7 @@ from spool.launcher.guard import Guard
 from spool.launcher.run import Running, Starter
 from spool.launcher.stopping import Stops
 from spool.queue import claim, faults, history, layout, manifest, processes
+from spool.queue import shape as shapes
 from spool.queue.layout import State
 from spool.queue.owner import Owner
 from spool.queue.place import Place
@@ -128,7 +129,8 @@ class Crew:
         task = claim.read_claim(self.owner, task_id, self.trusted)
         if task is None:
             return None
-        belongs = claim.place_of(self.owner.tree, task, clock.epoch()).state is State.READY
+        place = claim.place_of(self.owner.tree, task, clock.epoch())
+        belongs = place.state is State.READY and shapes.parse(place.group)[0].stage == "run"
         if belongs and manifest.wanted_shape(task.manifest).within(shape):
             return task
         claim.settle(self.owner, task)  # its lane said less than its manifest asks for

@@ -17,8 +17,8 @@ from collections.abc import Iterator
 
 from spool.errors import SpoolError
 from spool.queue import files, layout
+from spool.queue.kinds import Input
 from spool.queue.layout import State, Tree
-from spool.queue.manifest import Input
 from spool.queue.parents import Lookup
 from spool.queue.tasks import Task
 

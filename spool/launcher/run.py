@@ -20,10 +20,10 @@ from typing import Any
 
 from spool import units
 from spool.errors import SpoolError
-from spool.launcher import clock, inputs, mpirun
+from spool.launcher import clock, inputs, mpirun, wrapping
 from spool.launcher.book import Grants
 from spool.launcher.spawner import Order, Spawner
-from spool.queue import claim, faults, files, history, layout, manifest, processes
+from spool.queue import apps, claim, faults, files, history, layout, processes
 from spool.queue.owner import Owner
 from spool.queue.shape import Shape
 from spool.queue.tasks import Task
@@ -38,7 +38,6 @@ GPUS = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK")
 _OURS = re.compile(
     r"(PMI_|PMIX_|OMPI_|PRTE_|OPAL_|ORTE_|HYDI_|HYDRA_|MPIR_|MPI_LOCAL|I_MPI_|SPOOL_).*"
 )
-_ARGUMENTS = re.compile(r"\$\{?[@*#0-9]")  # a line that places its arguments itself
 _KEPT = re.compile(r"OMPI_ALLOW_RUN_AS_ROOT.*")
 
 
@@ -144,7 +143,11 @@ class Starter:
 
     def _words(self, running: Running) -> list[str]:
         """The words to run: of the task, or of the mpirun that starts its ranks."""
-        words, shape = command_of(self.owner, running.task), running.shape
+        task, shape = running.task, running.shape
+        words = command_of(self.owner, task)
+        if task.manifest.container or task.manifest.setup:
+            templates = dict(self.owner.settings.containers)
+            words = wrapping.wrapped(words, task.manifest, task.path, templates)
         if not shape.mpi:
             return words
         if (flavour := self.mpirun()) is None:
@@ -177,7 +180,8 @@ class Starter:
 
     def _clear(self, task: Task, attempt: int) -> bool:
         """Keep what an earlier attempt wrote; True, since the history may end in a torn line."""
-        if attempt > 1 and task.manifest.fresh:
+        ready = task.story.prepared is not None  # its files were moved aside before that
+        if attempt > 1 and task.manifest.fresh and not ready:
             move_old_files(task.path, attempt - 1)
         return True
 
@@ -209,7 +213,7 @@ class Starter:
         wanted = running.task.manifest
         made = self._given(running)
         if wanted.app:
-            made.update(app_of(self.owner, wanted.app).environment)
+            made.update(apps.lookup(self.owner.tree, wanted.app).environment)
         made.update(wanted.environment)
         made[processes.MARK] = self.owner.name  # the guard finds a task's processes by this
         whole = self.base | made
@@ -251,6 +255,8 @@ class Starter:
             made["SPOOL_MEMORY_MB"] = str(grant.memory_mb)
         if wanted.after and len(said := " ".join(wanted.after)) <= LONGEST_VARIABLE:
             made["SPOOL_PARENTS"] = said
+        if wanted.setup:
+            made["SPOOL_SETUP"] = wrapping.setup_path(wanted.setup, task.path)
         if wanted.workflow:
             made["SPOOL_WORKFLOW"] = wanted.workflow
         if running.limit_at:
@@ -304,20 +310,11 @@ def command_of(owner: Owner, task: Task) -> list[str]:
     wanted = task.manifest
     command = wanted.command
     if wanted.app:
-        app = app_of(owner, wanted.app)
-        if isinstance(app.command, str):
-            line = app.command if _ARGUMENTS.search(app.command) else f'{app.command} "$@"'
-            return ["/bin/sh", "-c", line, wanted.app, *wanted.args]
-        return [*app.command, *wanted.args]
+        return apps.words(apps.lookup(owner.tree, wanted.app), wanted)
     if isinstance(command, str):
         return ["/bin/sh", "-c", command]
     assert command is not None
     return command
-
-
-def app_of(owner: Owner, name: str) -> manifest.App:
-    """An application as it is defined now. Raises SpoolError."""
-    return manifest.read_app(owner.tree.app(name), files.read(owner.tree.app(name)))
 
 
 def open_fresh(path: str) -> int:

@@ -25,9 +25,21 @@ from typing import Any
 
 from spool import units
 from spool.errors import ManifestError, SpoolError
-from spool.queue import advance, claim, faults, files, history, layout, manifest, parents, tasks
+from spool.queue import (
+    advance,
+    apps,
+    claim,
+    faults,
+    files,
+    history,
+    layout,
+    manifest,
+    parents,
+    tasks,
+)
 from spool.queue.claim import printable
-from spool.queue.manifest import Input, Manifest
+from spool.queue.kinds import Input
+from spool.queue.manifest import Manifest
 from spool.queue.owner import Owner
 from spool.queue.place import Place
 from spool.queue.submit import nest_name
@@ -367,19 +379,17 @@ def _mark(owner: Owner, arrival: Arrival, trusted: frozenset[int]) -> str:
                 files.move_aside(f"{path}/{brought}")
     _no_twins(raw)
     wanted = manifest.parse(raw, layout.MANIFEST)
-    _app_exists(owner, wanted)
+    filled = apps.additions(owner.tree, wanted)
     _parents_exist(owner, wanted)
     for item in wanted.input_list:
         if reason := wrong_input(path, item):
             raise ManifestError(reason)
     if not begun:
         _write_arrived(owner, arrival, path)
+    if filled:  # by a taker perhaps once more: the same again
+        line = history.line("change", set=filled, by=owner.name, reason=f"app {wanted.app}")
+        claim.append(owner, f"{path}/{layout.HISTORY}", line)
     return _id_of(arrival.held)
-
-
-def _app_exists(owner: Owner, wanted: Manifest) -> None:
-    if wanted.app and not files.exists(owner.tree.app(wanted.app)):
-        raise ManifestError(f"there is no app {wanted.app!r}. Run: spool app")
 
 
 def _parents_exist(owner: Owner, wanted: Manifest) -> None:

@@ -67,7 +67,9 @@ class Family:
             name = min(twice)
             raise ManifestError(f"key 'after': several tasks here are named {name!r}; name one so")
         after = [self.ids.get(word, word) for word in wanted.after]
-        return msgspec.structs.replace(wanted, after=after)
+        made = msgspec.structs.replace(wanted, after=after)
+        made.__dict__.update(wanted.__dict__)  # what was said, for its app
+        return made
 
     def _name(self, name: str, task_id: str) -> None:
         if name in self.ids:

@@ -7,9 +7,15 @@ A line is one JSON object: {"time", "what", ...}. The events:
   arrived      an arrival was admitted: nonce, as (its name in CREATED), source
   start        attempt, owner, node: a try begins
   exit         attempt, owner, code or signal, timeout, elapsed_s, user_s, system_s, peak_mb
-  queued       stage (run), reason, until: back to the backlog; after it no earlier exit counts
+  queued       stage (run, prepare, close), reason, until, set: back to the backlog; after one for
+               run no earlier exit counts; set is laid over the manifest
   interrupted  attempt, owner: the allocation or the launcher ended first; costs no attempt
-  lost         attempt, owner: the launcher died with the task running
+  lost         attempt, owner: the launcher died with the task running; with a stage: its stager
+  staging      stage, owner: a stager begins
+  prepared     attempt: all is done that must be before that attempt
+  closed       what follows a good end is done
+  decided      verdict (retry, finish, fail, rescue), set, reason, id, error: a handler's word
+  broke        stage, reason: a stage failed
   held, released, cancelled, rejected, vanished: by, reason; a release may set until
   change       set: keys of the manifest laid over it
   replaced     with: the task that took its place; look-ups of this one follow it
@@ -22,6 +28,7 @@ from typing import Any
 import msgspec
 
 from spool import units
+from spool.queue import layout
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(dict[str, Any])
@@ -34,6 +41,9 @@ class Story(msgspec.Struct):
     exit is the line that counts now, else None; started says that an attempt has begun and nothing
     yet tells how it ended; had_s is the longest time an interrupted try already had; replaced is
     the id of the task that took its place.
+    causes counts the failures by their cause; lost is a loss that nothing was done about yet;
+    handled counts the retries that handlers asked for. Of the stage under way staging is the line
+    that a stager has begun, stage_since the first such, stage_tries how often it was put off.
     """
 
     arrived: dict[str, Any] | None = None
@@ -50,6 +60,17 @@ class Story(msgspec.Struct):
     stopped: dict[str, Any] | None = None
     replaced: str = ""
     changes: dict[str, Any] = {}
+    causes: dict[str, int] = {}
+    lost: dict[str, Any] | None = None
+    handled: int = 0
+    staging: dict[str, Any] | None = None
+    stage_since: str = ""
+    stage_tries: int = 0
+    stage_losses: int = 0
+    prepared: dict[str, Any] | None = None
+    closed: dict[str, Any] | None = None
+    decided: dict[str, Any] | None = None
+    broke: dict[str, Any] | None = None
     lines: int = 0
     damaged: int = 0
 
@@ -105,11 +126,11 @@ def tell(story: Story, event: dict[str, Any]) -> None:
     if what == "start":
         story.attempt = max(story.attempt + 1, _whole(event.get("attempt")))
         story.started, story.exit, story.until = event, None, "now"
-        story.stopped = None
+        story.stopped = story.lost = None
+        _stage_over(story)
     elif what == "exit":
         if story.started and _whole(event.get("attempt")) == story.attempt:
-            story.started, story.exit = None, event
-            story.failures += 0 if succeeded(event) else 1
+            _ended(story, event)
     elif what in ("lost", "interrupted"):
         _cut_short(story, event)
     elif what == "queued":
@@ -119,6 +140,8 @@ def tell(story: Story, event: dict[str, Any]) -> None:
         story.until = str(event.get("until", story.until))
     elif what == "cancelled":
         story.cancelled = event
+    elif what in _STAGE_WORDS:
+        _tell_stage(story, event)
     elif what in ("rejected", "vanished"):
         story.stopped, story.exit = event, None
     elif what == "replaced":
@@ -130,7 +153,52 @@ def tell(story: Story, event: dict[str, Any]) -> None:
         story.until = "" if "begin" in event["set"] else story.until
 
 
+def _ended(story: Story, event: dict[str, Any]) -> None:
+    story.started, story.exit = None, event
+    _stage_over(story)
+    if why := cause(event):
+        story.failures += 1
+        story.causes[why] = story.causes.get(why, 0) + 1
+
+
+_STAGE_WORDS = ("staging", "prepared", "closed", "decided", "broke")
+
+
+def _tell_stage(story: Story, event: dict[str, Any]) -> None:
+    """A stager's word. Those about an end count only while there is one."""
+    what = event["what"]
+    if what == "staging":
+        story.staging = event
+        story.stage_since = story.stage_since or str(event.get("time", ""))
+        return
+    if what == "prepared" and story.exit is None:
+        _stage_over(story)
+        story.prepared = event
+    elif what == "broke":
+        story.staging, story.broke = None, event
+    elif story.exit is None:
+        return
+    elif what == "closed":
+        story.staging, story.closed = None, event
+    elif what == "decided":
+        _stage_over(story)
+        story.decided = event
+        story.handled += event.get("verdict") == "retry"
+
+
+def _stage_over(story: Story) -> None:
+    """Another stage begins: what was told of the one before is past."""
+    story.staging = story.closed = story.decided = story.broke = None
+    story.stage_since, story.stage_tries, story.stage_losses = "", 0, 0
+
+
 def _cut_short(story: Story, event: dict[str, Any]) -> None:
+    if "stage" in event:
+        if story.staging is not None:
+            story.staging = None
+            story.stage_losses += event["what"] == "lost"
+            story.interruptions += event["what"] == "interrupted"
+        return
     if story.started is None or _whole(event.get("attempt")) != story.attempt:
         return  # the same end told twice, or a late word about an attempt already decided
     story.started = None
@@ -139,19 +207,48 @@ def _cut_short(story: Story, event: dict[str, Any]) -> None:
         story.had_s = min(max(story.had_s, elapsed), units.LONGEST)
     if event["what"] == "lost":
         story.losses += 1
+        story.lost = event
     else:
         story.interruptions += 1
 
 
 def _queued(story: Story, event: dict[str, Any]) -> None:
+    by_hand = event.get("reason") == "retry by a person"
+    story.until = str(event.get("until", "now"))
+    story.lost = None
+    if isinstance(event.get("set"), dict):
+        story.changes.update(event["set"])
+    if by_hand:
+        story.held, story.cancelled = False, None
     if event.get("stage", "run") != "run":
+        tries = story.stage_tries + 1
+        story.staging = None
+        if by_hand:
+            _stage_over(story)
+            story.interruptions, story.replaced = 0, ""
+            return
+        story.stage_tries = tries
         return
     story.exit = story.started = story.cancelled = story.stopped = None
+    _stage_over(story)
     story.replaced = ""
-    story.until = str(event.get("until", "now"))
-    if event.get("reason") == "retry by a person":
-        story.failures = story.losses = story.interruptions = 0
-        story.held = False
+    if by_hand:
+        story.failures = story.losses = story.interruptions = story.handled = 0
+        story.causes, story.prepared = {}, None
+
+
+def cause(event: dict[str, Any]) -> str:
+    """Why an attempt failed, by its exit line: timeout, signal-9, exit-1; "" if it did not.
+
+    Its program can write into its history, so that what stands there must first become a name.
+    """
+    if succeeded(event):
+        return ""
+    if event.get("timeout"):
+        return "timeout"
+    if event.get("signal"):
+        return layout.as_name(f"signal-{event['signal']}")
+    return layout.as_name(f"exit-{event.get('code', 'unknown')}")
 
 
 def succeeded(event: dict[str, Any]) -> bool:

@@ -8,49 +8,40 @@ Fails  ManifestError: names file, key, value and what is allowed.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Collection
 from functools import lru_cache
-from typing import Annotated, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import msgspec
-from msgspec import Meta
 
 from spool import units
 from spool.errors import ManifestError
-from spool.queue import layout, shape
+from spool.queue import shape
+from spool.queue.kinds import (
+    Amount,
+    Command,
+    Container,
+    Count,
+    Duration,
+    Input,
+    Memory,
+    Priority,
+    Retry,
+    Text,
+    Transfer,
+    Value,
+    Word,
+)  # fmt: skip
 from spool.queue.shape import Shape
+from spool.queue.sound import check
+from spool.queue.sound import signal_number as signal_number
 
-Count = Annotated[int, Meta(ge=1, le=1_000_000)]
-Amount = Annotated[int, Meta(ge=0, le=1_000_000)]
-Priority = Annotated[int, Meta(ge=-999, le=999)]
-Text = Annotated[str, Meta(max_length=65536)]
-Word = Annotated[str, Meta(max_length=4096)]
-Duration = Annotated[int | float | str, Meta(description=units.DURATION_FORM)]
-Memory = Annotated[int | str, Meta(description=units.MEMORY_FORM + "; a number is megabytes")]
-
-DEEPEST = 100
 PLANNED = frozenset(
     (
-        "array", "chunk", "stage_in", "stage_out", "preprocess", "postprocess", "on_error",
-        "on_timeout", "container", "mpi", "setup",
+        "array", "chunk", "mpi",
     )
 )  # fmt: skip
 """Keys that have their place in the format and are driven by a later version."""
-
-
-class Input(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A file that must be present before an arrival counts as complete.
-
-    Or, with `from`, what matches `glob` in the directory of a parent, or of all (*): linked into
-    the task's own before it starts, or copied.
-    """
-
-    path: Word = ""
-    sha256: str = ""
-    size: Annotated[int, Meta(ge=-1)] = -1
-    source: Word = msgspec.field(default="", name="from")
-    glob: Word = ""
-    copy: bool = False
 
 
 class Submitted(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -62,7 +53,12 @@ class Submitted(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Manifest(
-    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+    msgspec.Struct,
+    frozen=True,
+    kw_only=True,
+    forbid_unknown_fields=True,
+    omit_defaults=True,
+    dict=True,
 ):
     """All that a task asks for. Durations in seconds or as text, memory in megabytes or as text."""
 
@@ -74,6 +70,9 @@ class Manifest(
     command: list[Text] | Text | None = None
     app: str = ""
     args: list[Text] = []
+    parameters: dict[str, Value] = {}
+    setup: Word = ""
+    container: Container | Word | None = None
     environment: dict[str, Text] = {}
     nodes: Count = 1
     ranks_per_node: Count = 1
@@ -93,6 +92,15 @@ class Manifest(
     backoff: Duration = 0
     max_lost: Amount = 5
     max_interrupted: Amount = 10
+    max_handled: Amount = 10
+    retry: dict[str, Retry] = {}
+    stage_in: list[Transfer | Word] = []
+    stage_out: list[Transfer] = []
+    preprocess: Command = None
+    postprocess: Command = None
+    on_error: Command = None
+    on_timeout: Command = None
+    hook_limit: Duration = 300
     inputs: list[Input | Word] = []
     after: list[Word] = []
     on_parent_failure: Literal["wait", "fail", "run"] = "wait"
@@ -124,6 +132,23 @@ class Manifest(
         """What is taken from parents."""
         return [item for item in self.inputs if isinstance(item, Input) and item.source]
 
+    @property
+    def stage_in_list(self) -> list[Transfer]:
+        """What is to be brought in, each item in its full form."""
+        return [Transfer(source=one) if isinstance(one, str) else one for one in self.stage_in]
+
+    @property
+    def said(self) -> frozenset[str]:
+        """The keys that were said, were it with their defaults; an app fills in the others."""
+        known: frozenset[str] | None = self.__dict__.get("said_keys")
+        return frozenset(as_mapping(self)) if known is None else known
+
+
+STAGED = (
+    "setup", "container", "retry", "stage_in", "stage_out", "preprocess", "postprocess",
+    "on_error", "on_timeout", "hook_limit",
+)  # fmt: skip
+"""Keys about what is done around a run."""
 
 CHANGEABLE = (
     "priority",
@@ -139,6 +164,7 @@ CHANGEABLE = (
     "max_attempts",
     "max_lost",
     "max_interrupted",
+    "max_handled",
     "backoff",
     "begin",
     "signal",
@@ -147,6 +173,9 @@ CHANGEABLE = (
     "on_parent_failure",
 )
 """Keys that `modify` may set after submission."""
+
+LAID = frozenset((*CHANGEABLE, *STAGED, "parameters", "ranks_per_node", "fresh", "output"))
+"""Keys that a history may lay over a manifest: those, and what an app fills in at admission."""
 
 _encoder = msgspec.json.Encoder()
 
@@ -160,6 +189,8 @@ def parse(raw: bytes, where: str) -> Manifest:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as fault:
         raise _explain(fault, raw, where) from None
     check(manifest, where)
+    if manifest.app:
+        manifest.__dict__["said_keys"] = frozenset(msgspec.json.decode(raw))
     return manifest
 
 
@@ -170,6 +201,8 @@ def from_mapping(mapping: dict[str, Any], where: str) -> Manifest:
     except (msgspec.MsgspecError, RecursionError) as fault:
         raise _complaint(str(fault), mapping, where) from None
     check(manifest, where)
+    if manifest.app:
+        manifest.__dict__["said_keys"] = frozenset(mapping)
     return manifest
 
 
@@ -192,14 +225,19 @@ def schema() -> dict[str, Any]:
     return made
 
 
-def changed(manifest: Manifest, changes: dict[str, Any], where: str) -> Manifest:
-    """The manifest with `changes` laid over it. Raises ManifestError."""
+def changed(
+    manifest: Manifest,
+    changes: dict[str, Any],
+    where: str,
+    allowed: Collection[str] = CHANGEABLE,
+) -> Manifest:
+    """The manifest with `changes`, to `allowed` keys, laid over it. Raises ManifestError."""
     if not changes:
         return manifest
     for key in changes:
-        if key not in CHANGEABLE:
-            allowed = ", ".join(CHANGEABLE)
-            raise ManifestError(f"{where}: {key!r} cannot be changed; allowed are {allowed}")
+        if key not in allowed:
+            listed = ", ".join(CHANGEABLE)
+            raise ManifestError(f"{where}: {key!r} cannot be changed; allowed are {listed}")
     return from_mapping({**as_mapping(manifest), **changes}, where)
 
 
@@ -255,189 +293,6 @@ def _shape(
             source=shape.name_token(source),
         )
     )
-
-
-# -- what the types do not say -------------------------------------------------------------------
-
-
-def check(manifest: Manifest, where: str) -> None:
-    """Everything the types leave open. Raises ManifestError."""
-    if manifest.command is None and not manifest.app:
-        raise ManifestError(f"{where}: needs 'command' (a list of words, or a line) or 'app'")
-    if manifest.command is not None:
-        _check_command(manifest, where)
-    elif manifest.app:
-        _check_name("app", manifest.app, where)
-        _check_plain("args", manifest.args, where)
-    for key in ("name", "workflow"):
-        if value := getattr(manifest, key):
-            _check_name(key, value, where)
-    if manifest.tags or manifest.requires:
-        _check_words(manifest, where)
-    if manifest.after or manifest.replaces:
-        _check_kin(manifest, where)
-    if manifest.inputs:
-        _check_inputs(manifest.input_list, where)
-        _check_taken(manifest.taken_list, where)
-    if manifest.environment:
-        _check_environment(manifest.environment, where)
-    if manifest.data:
-        _check_data(manifest.data, where)
-    _check_amounts(manifest, where)
-
-
-def _check_command(manifest: Manifest, where: str) -> None:
-    command = manifest.command
-    if manifest.app or manifest.args:
-        raise ManifestError(f"{where}: 'command' stands alone; 'args' belong to an 'app'")
-    words = [command] if isinstance(command, str) else command or []
-    if not words or not words[0].strip():
-        raise ManifestError(
-            f"{where}: key 'command': {units.shown(command)} names no program; expected a list of"
-            ' words such as ["echo", "hello"], or a line for sh'
-        )
-    _check_plain("command", words, where)
-
-
-def _check_plain(key: str, words: list[str], where: str) -> None:
-    """Words must survive both exec(3), which knows no NUL, and JSON, which is UTF-8."""
-    for word in words:
-        if "\0" in word:
-            raise ManifestError(f"{where}: key {key!r}: a word holds a NUL character, none may")
-        if not word.isascii() and any("\ud800" <= char <= "\udfff" for char in word):
-            shown = ascii(word[:80])
-            raise ManifestError(f"{where}: key {key!r}: {shown} is not UTF-8, as JSON must be")
-
-
-def _check_name(key: str, value: str, where: str) -> None:
-    if not layout.is_name(value):
-        raise ManifestError(
-            f"{where}: key {key!r}: {units.shown(value)} is no name; allowed are up to"
-            f" {layout.NAME_LONGEST} letters, digits and . _ + -, the first a letter or digit"
-        )
-
-
-def _check_words(manifest: Manifest, where: str) -> None:
-    for key, values in (("tags", manifest.tags), ("requires", manifest.requires)):
-        for value in values:
-            _check_name(key, value, where)
-
-
-def _check_kin(manifest: Manifest, where: str) -> None:
-    """Parents are ids, or names within one bulk submission, which knows them."""
-    for key, values in (("after", manifest.after), ("replaces", [manifest.replaces])):
-        for value in filter(None, values):
-            if not _KIN.fullmatch(value):
-                shown = units.shown(value)
-                raise ManifestError(f"{where}: key {key!r}: {shown} is no task id. Run: spool ls")
-            if value == manifest.id:
-                raise ManifestError(f"{where}: key {key!r}: a task cannot wait for itself")
-    if manifest.replaces and layout.parse_id(manifest.replaces) is None:
-        shown = units.shown(manifest.replaces)
-        raise ManifestError(f"{where}: key 'replaces': {shown} is no task id. Run: spool ls")
-
-
-_KIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+@-]{0,199}")
-
-
-def _check_inputs(inputs: list[Input], where: str) -> None:
-    for item in inputs:
-        parts = item.path.split("/")
-        if "\0" in item.path or {"", ".", ".."} & set(parts):
-            raise ManifestError(
-                f"{where}: key 'inputs': {units.shown(item.path)} must be a relative path inside"
-                " the task's directory, without '.' or '..'"
-            )
-        if item.sha256 and not re.fullmatch(r"[0-9a-f]{64}", item.sha256):
-            raise ManifestError(
-                f"{where}: key 'inputs': sha256 of {units.shown(item.path)} must be"
-                " 64 hexadecimal digits"
-            )
-
-
-def _check_taken(inputs: list[Input], where: str) -> None:
-    for item in inputs:
-        parts = item.glob.split("/")
-        if item.path or item.sha256 or "\0" in item.glob or {"", ".", ".."} & set(parts):
-            raise ManifestError(
-                f"{where}: key 'inputs': what is taken from a parent has a 'glob' inside its"
-                f" directory and nothing else but 'copy', got {units.shown(item.glob)}"
-            )
-
-
-def _check_environment(environment: dict[str, str], where: str) -> None:
-    for name, value in environment.items():
-        if not name or "=" in name or "\0" in name + value:
-            raise ManifestError(
-                f"{where}: key 'environment': {units.shown(name)} cannot be set; a name holds no"
-                " '=', neither name nor value a NUL"
-            )
-
-
-def _check_data(data: dict[str, Any], where: str) -> None:
-    """What Python reads at one depth of its stack, it must be able to write at another."""
-    level: list[Any] = [data]
-    for _ in range(DEEPEST):
-        inner = [one for outer in level for one in _members(outer)]
-        level = [one for one in inner if isinstance(one, (dict, list, tuple))]
-        if not level:
-            return
-    raise ManifestError(f"{where}: key 'data' is nested more than {DEEPEST} deep")
-
-
-def _members(outer: Any) -> Iterable[Any]:
-    return outer.values() if isinstance(outer, dict) else outer
-
-
-def _check_amounts(manifest: Manifest, where: str) -> None:
-    checks = _amount_checks(
-        manifest.memory, manifest.time_estimate, manifest.time_limit, manifest.grace,
-        manifest.backoff, manifest.begin, manifest.signal,
-    )  # fmt: skip
-    if checks:
-        raise ManifestError(f"{where}: {checks}")
-
-
-@lru_cache(maxsize=1024)
-def _amount_checks(
-    memory: int | str,
-    estimate: int | float | str,
-    limit: int | float | str,
-    grace: int | float | str,
-    backoff: int | float | str,
-    begin: str,
-    signal: str,
-) -> str:
-    checks: tuple[tuple[str, Callable[[Any], object], Any], ...] = (
-        ("memory", units.memory, memory),
-        ("time_estimate", units.duration, estimate),
-        ("time_limit", units.duration, limit),
-        ("grace", units.duration, grace),
-        ("backoff", units.duration, backoff),
-        ("begin", lambda text: text and units.read_stamp(text), begin),
-        ("signal", signal_number, signal),
-    )
-    for key, read, value in checks:
-        try:
-            read(value)
-        except ValueError as fault:
-            return f"key {key!r}: {fault}"
-    return ""
-
-
-def signal_number(name: str) -> int:
-    """The number of a signal such as TERM, SIGUSR1 or 15. Raises ValueError."""
-    plain = name.upper().removeprefix("SIG")
-    if plain == "TERM":
-        return 15
-    from signal import Signals  # here, because a lone submission must start fast
-
-    known = {signal.name.removeprefix("SIG"): signal.value for signal in Signals}
-    if plain.isdecimal() and int(plain[:9]) in known.values():
-        return int(plain)
-    if plain not in known:
-        raise ValueError(f"expected a signal such as TERM, INT or USR1, got {units.shown(name)}")
-    return known[plain]
 
 
 # -- saying what is wrong ------------------------------------------------------------------------
@@ -505,30 +360,3 @@ def _nearest(key: str) -> str:
 
     near = get_close_matches(key, Manifest.__struct_fields__, n=1)
     return f"; did you mean {near[0]!r}?" if near else ". Run: spool schema"
-
-
-# -- applications --------------------------------------------------------------------------------
-
-
-class App(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """An application: a command that tasks name and give arguments to. Lies in apps/NAME.json."""
-
-    command: list[Text] | Text
-    environment: dict[str, Text] = {}
-    description: Text = ""
-
-
-def read_app(path: str, raw: bytes | None) -> App:
-    """An application from its file. Raises ManifestError: it is missing or malformed."""
-    if raw is None:
-        raise ManifestError(f"{path}: there is no such app. Run: spool app")
-    try:
-        app = msgspec.json.decode(raw, type=App)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as fault:
-        raise ManifestError(f"{path}: {fault}") from None
-    words = [app.command] if isinstance(app.command, str) else app.command
-    if not words or not words[0].strip():
-        raise ManifestError(f"{path}: key 'command' names no program")
-    _check_plain("command", words, path)
-    _check_environment(app.environment, path)
-    return app

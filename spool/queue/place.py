@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from spool import units
-from spool.queue import history, layout, shape
+from spool.queue import history, layout, shape, stages
 from spool.queue.history import Story
 from spool.queue.layout import State
 from spool.queue.manifest import Manifest, wanted_shape
@@ -56,52 +56,123 @@ def next_place(
     shard = layout.shard_of(task_id)
     if story.replaced and story.started is None:
         return Place(State.FAILED, layout.failed_group(layout.REPLACED, shard))
+    asked = Question(manifest, story, shard, now, _parent(manifest, kin, shard, under))
     if story.exit is not None:
-        if (ended := _after_exit(manifest, story, shard)) is not None:
-            return ended
-    elif story.stopped is not None:
+        return _after_exit(asked)
+    if (stopped := _without_exit(manifest, story, shard)) is not None:
+        return stopped
+    if story.lost is not None and (rule := manifest.retry.get(stages.LOST)):
+        delay = _delay(rule.backoff, story.losses)
+        return _again(asked, Try(story.lost, delay, rule.set, "lost"))
+    return _queue(asked)
+
+
+class Question(NamedTuple):
+    """What a place is to be found for; blocked gives the places where its parents keep it."""
+
+    manifest: Manifest
+    story: Story
+    shard: str
+    now: float
+    blocked: Iterator[Place]
+
+    def failed(self, reason: str) -> Place:
+        """The place of a task that failed for this reason."""
+        return Place(State.FAILED, layout.failed_group(reason, self.shard))
+
+
+class Try(NamedTuple):
+    """Another try: after which line, how many seconds later, with which changes, and why."""
+
+    after: dict[str, Any]
+    delay_s: float
+    changes: object
+    reason: str
+
+
+def _without_exit(manifest: Manifest, story: Story, shard: str) -> Place | None:
+    """The final place of a task that has no end of its own; None where it may go on."""
+    if story.stopped is not None:
         return Place(State.FAILED, layout.failed_group(stop_reason(story.stopped), shard))
-    elif story.cancelled is not None:
+    if story.cancelled is not None:
         return Place(State.CANCELLED, shard)
-    elif story.losses > manifest.max_lost:
+    if story.broke is not None or story.stage_losses > manifest.max_lost:
+        return Place(State.FAILED, layout.failed_group("prepare", shard))
+    if story.losses > stages.most_losses(manifest):
         return Place(State.FAILED, layout.failed_group("lost", shard))
-    elif story.interruptions > manifest.max_interrupted:
+    if story.interruptions > manifest.max_interrupted:
         return Place(State.FAILED, layout.failed_group("interrupted", shard))
-    place = _queue(manifest, story, shard, now, _parent(manifest, kin, shard, under))
-    if story.exit is None or place.state is State.FAILED:
+    return None
+
+
+def _after_exit(asked: Question) -> Place:
+    """Where a task belongs that ended."""
+    manifest, story = asked.manifest, asked.story
+    assert story.exit is not None
+    if story.exit.get("cancelled"):
+        return Place(State.CANCELLED, asked.shard)
+    cause = history.cause(story.exit)
+    decided = story.decided or {}
+    if not cause or decided.get("verdict") == "finish":
+        return _after_success(asked)
+    if story.cancelled is not None:
+        return asked.failed(cause)
+    if decided:
+        return _decided(asked, decided, cause)
+    rule = stages.rule_for(manifest, cause)
+    policy, count = stages.policy(manifest, rule), stages.failures_of(manifest, story, rule)
+    if count < policy.attempts:
+        delay = _delay(policy.backoff, count)
+        return _again(asked, Try(story.exit, delay, policy.set, "retry"))
+    if stages.handler(manifest, cause) is None or _close_is_over(manifest, story):
+        return asked.failed(cause)
+    return _queue(asked, "close")
+
+
+def _decided(asked: Question, decided: dict[str, Any], cause: str) -> Place:
+    """Where a handler's word sends a task that failed."""
+    verdict, changes = decided.get("verdict"), decided.get("set")
+    if verdict == "rescue":
+        line = {"what": "replaced", "with": str(decided.get("id", ""))}
+        return asked.failed(layout.REPLACED)._replace(line=line)
+    may = verdict == "retry" and asked.story.handled <= asked.manifest.max_handled
+    if may and stages.changed_or_none(asked.manifest, changes) is not None:
+        return _again(asked, Try(decided, 0.0, changes, "handler"))
+    return asked.failed(cause)
+
+
+def _after_success(asked: Question) -> Place:
+    manifest, story = asked.manifest, asked.story
+    if not stages.to_close(manifest, story):
+        return Place(State.FINISHED, asked.shard)
+    if _close_is_over(manifest, story):
+        return asked.failed("close")
+    if story.cancelled is not None:
+        return Place(State.CANCELLED, asked.shard)
+    return _queue(asked, "close")
+
+
+def _close_is_over(manifest: Manifest, story: Story) -> bool:
+    """Whether closing failed, or its stagers died or were cut short too often."""
+    lost = story.stage_losses > manifest.max_lost
+    return story.broke is not None or lost or story.interruptions > manifest.max_interrupted
+
+
+def _again(asked: Question, wanted: Try) -> Place:
+    """Back to the backlog, by a line that says so, with a changed request where one is wanted."""
+    values = stages.changed_or_none(asked.manifest, wanted.changes) or {}
+    place = _queue(asked._replace(manifest=msgspec.structs.replace(asked.manifest, **values)))
+    if place.state is State.FAILED:
         return place
-    until = _retry_moment(manifest, story)
-    waits = until > now
-    line = {"what": "queued", "stage": "run", "reason": "retry"}
-    if waits:
+    until = _moment(str(wanted.after.get("time"))) + wanted.delay_s if wanted.delay_s else 0.0
+    line: dict[str, Any] = {"what": "queued", "stage": "run", "reason": wanted.reason}
+    if values:
+        line["set"] = values
+    if until > asked.now:
         line["until"] = units.stamp(until)
         if place.state is State.READY:
             return Place(State.WAITING, layout.until_group(until), line)
     return Place(place.state, place.group, line)
-
-
-def _after_exit(manifest: Manifest, story: Story, shard: str) -> Place | None:
-    """The final place of a task that ended; None where it may try again."""
-    assert story.exit is not None
-    if story.exit.get("cancelled"):
-        return Place(State.CANCELLED, shard)
-    if history.succeeded(story.exit):
-        return Place(State.FINISHED, shard)
-    if story.failures < manifest.max_attempts and story.cancelled is None:
-        return None
-    return Place(State.FAILED, layout.failed_group(exit_reason(story.exit), shard))
-
-
-def exit_reason(event: dict[str, Any]) -> str:
-    """The folder an unsuccessful exit is filed under: timeout, signal-9, exit-1.
-
-    Its program can write into its history, so that what stands there must first become a name.
-    """
-    if event.get("timeout"):
-        return "timeout"
-    if event.get("signal"):
-        return layout.as_name(f"signal-{event['signal']}")
-    return layout.as_name(f"exit-{event.get('code', 'unknown')}")
 
 
 def stop_reason(event: dict[str, Any]) -> str:
@@ -141,20 +212,23 @@ def _stopped(kind: str, reason: str, shard: str) -> Place:
     return Place(State.FAILED, layout.failed_group(kind, shard), line)
 
 
-def _queue(
-    manifest: Manifest, story: Story, shard: str, now: float, blocked: Iterator[Place]
-) -> Place:
+def _queue(asked: Question, stage: str = "run") -> Place:
+    manifest, story, shard, now, blocked = asked
     held = manifest.hold if story.held is None else story.held
     if held:
         return Place(State.WAITING, layout.held_group(shard))
     if (until := _wait_moment(manifest, story)) > now:
         return Place(State.WAITING, layout.until_group(until))
-    if (place := next(blocked, None)) is not None:
+    if stage == "run" and (place := next(blocked, None)) is not None:
         return place
     source = str(story.arrived.get("source", "")) if story.arrived else ""
     wanted = wanted_shape(manifest, source)
     if story.had_s > wanted.time_s:
         wanted = msgspec.structs.replace(wanted, time_s=shape.round_time(story.had_s))
+    if stage == "run" and stages.to_prepare(manifest, story):
+        stage = "prepare"
+    if stage != "run":
+        wanted = shape.bounded(msgspec.structs.replace(wanted, stage=stage))
     return Place(State.READY, shape.lane(wanted, shard))
 
 
@@ -164,13 +238,11 @@ def _wait_moment(manifest: Manifest, story: Story) -> float:
     return 0.0 if text in ("", "now") else _moment(text)
 
 
-def _retry_moment(manifest: Manifest, story: Story) -> float:
-    """When a failed task may try again: the back-off doubles with each failure, up to an hour."""
-    assert story.exit is not None
-    base = units.duration(manifest.backoff)
-    doublings = min(max(story.failures - 1, 0), 60)
-    delay = min(base * 2.0**doublings, max(base, LONGEST_BACKOFF_S))
-    return _moment(str(story.exit.get("time"))) + delay if base else 0.0
+def _delay(backoff: int | float | str, count: int) -> float:
+    """Seconds before the next try after so many: the back-off doubles each time, up to an hour."""
+    base = units.duration(backoff)
+    doublings = min(max(count - 1, 0), 60)
+    return min(base * 2.0**doublings, max(base, LONGEST_BACKOFF_S))
 
 
 def _moment(text: str) -> float:

@@ -2,7 +2,8 @@
 
 Owns   tmp/HOST.BOOT.PID.RAND/ while it lives.
 Never  shows a task before its manifest is durable, and never shows half a task.
-Fails  DiskFull, FileSystemFault: nothing became visible that was not told; a failure between the
+Fails  ManifestError: the app is missing, or a parameter wrong.
+       DiskFull, FileSystemFault: nothing became visible that was not told; a failure between the
        moves of a batch is told after the ids that were moved.
 
 Many tasks: each group of a batch is built as a folder of its own and enters READY/ with one
@@ -40,7 +41,7 @@ def submit(tree: Tree, wanted: Manifest, fill: Fill | None = None) -> str:
 
 
 def _submit(tree: Tree, wanted: Manifest, fill: Fill | None) -> str:
-    now = time.time()
+    now, wanted = time.time(), _with_app(tree, wanted)
     task_id = layout.new_id(task_name(wanted), layout.lone_shard(now))
     nest = _make_nest(tree)
     try:
@@ -147,6 +148,7 @@ class Submitter:
 
         Parents of the same submission come before their children. Raises ManifestError.
         """
+        wanted = _with_app(self.tree, wanted)
         if not self._left:
             self._next_shard()
         task_id = f"{task_name(wanted)}.{self._shard}-{self._tails.pop()}"
@@ -232,6 +234,15 @@ class Submitter:
             files.sync_below(f"{self._groups[state, group]}/{task_id}")
         for folder in self._groups.values():
             files.sync(folder)
+
+
+def _with_app(tree: Tree, wanted: Manifest) -> Manifest:
+    """What is submitted: with all that its app defines. Raises ManifestError."""
+    if not wanted.app and not wanted.parameters:
+        return wanted
+    from spool.queue import apps  # here, because a lone submission must start fast
+
+    return apps.filled(tree, wanted)
 
 
 def task_name(wanted: Manifest) -> str:

@@ -292,11 +292,14 @@ def _settle(me: Owner, name: str, dead: str, why: Ending, trusted: frozenset[int
     if task.story.started is not None:
         event = {"what": why.what, "attempt": task.story.attempt, "owner": dead, "by": me.name}
         claim.write_line(me, task, {"time": units.now_stamp(), **event}, sync=True)
+    elif (begun := task.story.staging) is not None:
+        event = {"what": why.what, "stage": begun.get("stage"), "owner": dead, "by": me.name}
+        claim.write_line(me, task, {"time": units.now_stamp(), **event}, sync=True)
     if f"replaced.{name}" in why.requests and not task.story.replaced:
         said = _said(me.tree, {dead, why.last}, "replaced", name)
         event = {**said, "time": units.now_stamp(), "what": "replaced"}
         claim.write_line(me, task, event, sync=True)
-    if f"cancel.{name}" in why.requests and task.story.exit is None:
+    if f"cancel.{name}" in why.requests and not _is_over(me, task):
         event = {"what": "cancelled", "by": me.name, "reason": "asked before its launcher died"}
         claim.write_line(me, task, {"time": units.now_stamp(), **event}, sync=True)
     claim.settle(me, task)
@@ -315,6 +318,13 @@ def _said(tree: Tree, owners: set[str], verb: str, task_id: str) -> dict[str, An
     return {}
 
 
+def _is_over(me: Owner, task: tasks.Task) -> bool:
+    """Whether a request to cancel comes too late: what has ended has ended."""
+    if task.story.exit is None:
+        return False
+    return claim.place_of(me.tree, task, time.time()).state in layout.FINAL
+
+
 def settle_lost(me: Owner, task_id: str) -> None:
     """Decide a task of our own whose node has died."""
     ending = Ending("lost", me.name, me.name, frozenset(me.requests()))
@@ -329,7 +339,7 @@ def _bury(me: Owner, names: set[str]) -> None:
         record = owner.read_record(tree, name)
         if not files.exists(tree.owner(name)) or files.exists(tree.group(State.RUNNING, name)):
             continue
-        if record.get("kind") != "launcher":
+        if record.get("kind") not in ("launcher", "stager"):
             files.remove_tree(tree.owner(name))
         elif not record.get("ended"):
             grave = owner.Owner(tree, me.settings, name, record)

@@ -64,7 +64,8 @@ def load(path: str, task_id: str, trusted: frozenset[int] | None = None) -> Task
     story = history.fold(told)
     wanted = manifest.parse(raw, where)
     if story.changes:
-        wanted = manifest.changed(wanted, story.changes, f"{path}/{layout.HISTORY}")
+        where = f"{path}/{layout.HISTORY}"
+        wanted = manifest.changed(wanted, story.changes, where, manifest.LAID)
     return Task(task_id, path, raw, told, wanted, story)
 
 
