@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     help="Which tasks: those of one rank, of several, or both (default).",
 )
 @click.option("--per-node", is_flag=True, help="A launcher of its own on each node, without MPI.")
+@click.option("--stage", is_flag=True, help="Only what is around runs: transfers, hooks, handlers.")
 @click.option("--workflow", default="", help="Only tasks of this workflow.")
 @click.option("--tag", "tags", multiple=True, help="Only tasks with this tag.")
 @click.option("--requires", "features", multiple=True, help="A feature these nodes have.")
@@ -71,6 +72,7 @@ def launcher_command(
       spool launcher --cores 8 --idle-timeout 10m
       spool launcher --time-limit 2h --idle-timeout never
       spool launcher --nodes 2-4 --mode mpi
+      spool launcher --stage --idle-timeout never      on a login node
     """
     from spool import units
     from spool.launcher import entry
@@ -82,6 +84,9 @@ def launcher_command(
     tree, settings = shared.tree_of(ctx)
     limit_s = units.duration(time_limit) if time_limit else 0.0
     wanted = _wanted({**said, "as_json": as_json}, limit_s, settings, quiet)
+    if said["stage"]:
+        _stage(ctx, tree, settings, wanted, as_json=as_json, quiet=quiet)
+        return
     line = Line() if shared.is_terminal() and not quiet else None
     try:
         one = entry.launch(tree, settings, wanted, line, _say)
@@ -96,6 +101,22 @@ def launcher_command(
         click.echo(_summary(dict(one.counts), one.owner.name), err=True)
         for reason in one.picker.reasons():
             click.echo(reason, err=True)
+
+
+def _stage(
+    ctx: click.Context, tree: Any, settings: Settings, wanted: Wanted, *, as_json: bool, quiet: bool
+) -> None:
+    """Run a stager, and say what it did."""
+    from spool.launcher import entry
+    from spool.launcher.staging import NOTHING_DONE
+
+    one = entry.stage(tree, settings, wanted)
+    if as_json:
+        shared.print_json({"owner": one.owner.name, **one.counts})
+    elif not quiet:
+        click.echo(_summary(dict(one.counts), one.owner.name), err=True)
+    if wanted.wishes.hand_of and not one.counts:
+        ctx.exit(NOTHING_DONE)
 
 
 def _wanted(said: dict[str, Any], limit_s: float, settings: Settings, quiet: bool) -> Wanted:

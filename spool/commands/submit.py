@@ -15,6 +15,7 @@ from spool.commands.staging import stage_keys, stage_options, values
 from spool.errors import ManifestError, SpoolError
 from spool.queue import layout, manifest, submit
 from spool.queue.layout import Tree
+from spool.queue.manifest import Manifest
 from spool.queue.submit import Fill
 
 PATH = click.Path()  # for the shell's completion; what is wrong with one is told elsewhere
@@ -228,7 +229,6 @@ def _submit_all(tree: Tree, tasks: Iterable[tuple[str, Manifest]], as_json: bool
         family = Family(submitter.add)
         rejected = 0
         for where, wanted in tasks:
-            _app_exists(tree, wanted)
             rejected += _say_rejected(family.add(wanted, where))
         if rejected + _say_rejected(family.left()):
             raise ManifestError("nothing was submitted")

@@ -24,11 +24,16 @@ REPLACED = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO)
 def record(owner: Owner, running: Running) -> Place:
     """Write how an attempt ended (`running.end`) and what follows; where the task belongs now."""
     assert running.end is not None
-    task = running.task
     events = [running.end]
     if running.stopping == "cancelled":
         said = {"by": owner.name, **running.said}
         events.append({**said, "time": units.now_stamp(), "what": "cancelled"})
+    return written(owner, running, events)
+
+
+def written(owner: Owner, running: Running, events: list[dict[str, Any]]) -> Place:
+    """Write events into a task that may be damaged, and the line that its move needs."""
+    task = running.task
     for event in events:
         history.tell(task.story, event)  # told again after a full disk, it changes nothing more
     place = claim.place_of(owner.tree, task, clock.epoch())

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from spool import config
 from spool.config import Settings
@@ -25,6 +25,9 @@ from spool.launcher.picker import Wishes
 from spool.queue import select
 from spool.queue.layout import State, Tree
 from spool.queue.select import Selection
+
+if TYPE_CHECKING:
+    from spool.launcher.stager import Stager
 
 FENCE_IN_ALLOCATION_S, DEAD_IN_ALLOCATION_S = 1800.0, 3600.0
 LOOKED_AT = 10_000
@@ -97,6 +100,18 @@ def launch(tree: Tree, settings: Settings, wanted: Wanted, show: Any, say: Say) 
     if len(names) > 1:
         return _run(tree, settings, field.reached_by_mpirun(own, granted, names), wanted, show)
     return _run(tree, settings, field.alone(own, granted), wanted, show)
+
+
+def stage(tree: Tree, settings: Settings, wanted: Wanted) -> Stager:
+    """Run a stager here."""
+    from spool.launcher.stager import Stager
+
+    wishes = wanted.wishes
+    if not wishes.hand_of and not wanted.patient and (why := nothing_selected(tree, wishes)):
+        raise SpoolError(why)
+    one = Stager(tree, patient_leases(settings, allocation.find(os.environ)), wishes)
+    one.run()
+    return one
 
 
 def _names(granted: Allocation, choice: str) -> list[str]:

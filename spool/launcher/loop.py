@@ -36,6 +36,7 @@ from spool.launcher.heirs import Heirs
 from spool.launcher.lookout import Lookout
 from spool.launcher.picker import Held, Picker, Wishes
 from spool.launcher.places import Places
+from spool.launcher.staging import Staging
 from spool.queue import advance, claim, files, layout, watch
 from spool.queue.claim import Claimer
 from spool.queue.journal import Journal
@@ -127,6 +128,7 @@ class Launcher:
         if self.ranks:
             self.ranks.open(self.owner, self.book, self.wishes, self.gate.give)
             self.picker.ahead = self.ranks.may_follow
+        self.staging = Staging(self)
         self.places = Places(self.owner, self.book, self.gate, self.crew, self.ranks)
         if not self.field.crew:  # what is only simulated leaves nothing
             ours = self.crew.children.ours
@@ -378,6 +380,7 @@ class Launcher:
             self.picker.claimer.refresh()
             self.nothing_to_claim = False
             self._tell_why(now)
+            self.staging.mind()
             if self.settings.launcher_too_large == "reject":
                 self.places.reject(self.picker.too_large(SLICE_FAR))
         if not self.batch.moving:
@@ -452,6 +455,7 @@ class Launcher:
 
     def _other_child(self, pid: int, status: int) -> None:
         """A child that is no task has ended: what a hand did counts as ours."""
+        self.staging.ended(pid, status)
         if pid in self.hands.lent:
             self.counts.update(self.hands.take_back(pid, status, self.book, self.crew))
             self._was_busy()
@@ -493,7 +497,7 @@ class Launcher:
 
     def _may_leave(self) -> bool:
         """Nothing runs: whether to go. Not while ends are unwritten or another's death is open."""
-        if self.hands.lent:
+        if self.hands.lent or self.staging.keeps():
             return False
         if self.crew.ended:  # unwritten, for the disk is full: a taker knows them as interrupted
             return self.interrupting and clock.now() < self.paused_until

@@ -123,7 +123,7 @@ class Starter:
         if limit := task.manifest.time_limit_s:
             running.limit_at = running.started_at + limit
         try:
-            if task.manifest.inputs:
+            if task.manifest.inputs and task.story.prepared is None:  # else its stager did it
                 inputs.provide(self.owner.tree, task)
             self._spawn(running, self._words(running))
         except (OSError, SpoolError) as fault:

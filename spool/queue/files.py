@@ -390,11 +390,11 @@ def link(source: str, target: str) -> bool:
 
 
 def symlink(source: str, target: str) -> None:
-    """Make `target` a link that says `source`. Raises FileExistsError."""
+    """Make `target` a link to `source`, in place of a file or a link that is there."""
+    with suppress(FileNotFoundError):
+        os.unlink(target)
     try:
         _do("symlink", os.symlink, source, target)
-    except FileExistsError:
-        raise
     except OSError as fault:
         raise explained(fault, target) from fault
 

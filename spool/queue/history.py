@@ -180,7 +180,7 @@ def _tell_stage(story: Story, event: dict[str, Any]) -> None:
         return
     elif what == "closed":
         story.staging, story.closed = None, event
-    elif what == "decided":
+    elif what == "decided" and story.decided is None:
         _stage_over(story)
         story.decided = event
         story.handled += event.get("verdict") == "retry"
