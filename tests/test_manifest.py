@@ -167,7 +167,7 @@ WRONG: list[tuple[str, str, str]] = [
     ("inputs", '[{"path": "a", "sha256": "abc"}]', "64 hexadecimal digits"),
     ("inputs", '[{"path": "a", "size": -2}]', ">= -1"),
     ("inputs", '[{"path": "a", "sise": 2}]', "unknown field sise"),
-    ("inputs", '[{"size": 2}]', "required field path"),
+    ("inputs", '[{"size": 2}]', "must be a relative path"),
     ("output", '"both"', "expected together, apart, none"),
     ("output", "7", "expected str"),
     ("fresh", "0", "expected bool"),

@@ -24,7 +24,7 @@ from typing import Any
 from spool import config, units
 from spool.config import Settings
 from spool.errors import FileSystemFault, LeaseLost, SpoolError
-from spool.launcher import asked, clock
+from spool.launcher import answers, clock
 from spool.launcher.batch import WAKE, Batch
 from spool.launcher.book import Book
 from spool.launcher.chore import Chore
@@ -373,7 +373,7 @@ class Launcher:
         self.owner.beat_if_due()
         self.crew.beat()
         self.places.beat(now, self.log)
-        self._answer_requests()
+        answers.answer(self)
         if not self.draining and now >= self.paused_until:
             if not self.wishes.hand_of:  # whose hand we are looks around for us
                 self.chores.poke()
@@ -391,26 +391,6 @@ class Launcher:
             except OSError as fault:  # the terminal is gone; the work is not
                 self.show = None
                 self.log(f"no live line any more: {fault}")
-
-    def _answer_requests(self) -> None:
-        for verb, task_id, said in asked.requests(self.owner):
-            if verb in asked.OF_OURSELVES:  # by whoever started us: srun passes no Ctrl-C on
-                self._heed(signal.SIGINT if verb == "drain" else signal.SIGTERM)
-            elif why := self._answer(verb, task_id, said):
-                self.log(f"{task_id}: {verb} was not possible: {why}")
-
-    def _answer(self, verb: str, task_id: str, said: dict[str, Any]) -> str:
-        """Do what was asked of a task we have; why it was not possible, if it was not."""
-        why: str | None = self.crew.answer(verb, task_id, said)
-        if why is None and self.ranks and self.ranks.ask(verb, task_id, said):
-            return ""  # its rank answers, and says so if it cannot be done
-        if why is not None:
-            return why
-        for held in self.claimed:
-            if held[0] == task_id:
-                self.claimed.remove(held)
-                return str(self.crew.settle(verb, task_id, said))
-        return ""
 
     def _tell_why(self, now: float) -> None:
         """Every ten seconds without a start, why nothing of what is ready starts."""
@@ -480,9 +460,9 @@ class Launcher:
             self.tick_at = 0.0
             return
         if got.si_signo in self.signals:  # garbage when SIGCONT ends a wait too late
-            self._heed(signal.Signals(got.si_signo))
+            self.heed(signal.Signals(got.si_signo))
 
-    def _heed(self, got: signal.Signals) -> None:
+    def heed(self, got: signal.Signals) -> None:
         """The first Ctrl-C lets running tasks end; a second one, TERM or HUP interrupts them."""
         if got is signal.SIGINT and not self.draining:
             self.draining = True
