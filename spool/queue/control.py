@@ -7,6 +7,7 @@ Fails  Refused: the verb is not possible where the task lies, with what would be
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -357,6 +358,21 @@ def replace(by: Verb, spot: Spot) -> Spot:
         return _ask_owner(by, spot, "replaced", said)
     _only(spot, "replace")
     return _put(by, _grab(by, spot), by.event("replaced", **said))
+
+
+def take_place(tree: Tree, settings: Settings, replaced: str, task_id: str) -> None:
+    """Give a new task (`task_id`) the place of an older one. Raises SpoolError.
+
+    Within a handler of that one, it is the handler's decision.
+    """
+    decision = os.environ.get("SPOOL_NEXT")
+    if decision and os.environ.get("SPOOL_TASK") == replaced:
+        files.replace(decision, f"rescue {task_id}\n".encode())
+        return
+    if (spot := tasks.find(tree, replaced)) is None:
+        raise Refused(f"task {replaced} is gone, so {task_id} cannot take its place")
+    with verb(tree, settings, "replace", changes={"with": task_id}) as by:
+        once(replace, by, spot)
 
 
 # -- asking an owner -----------------------------------------------------------------------------
