@@ -162,7 +162,7 @@ class Spool:
         wanted = _manifest(command, keys)
         task = Task(self._tree, submit.submit(self._tree, wanted))
         if wanted.replaces:
-            self._act(control.replace, "replace", wanted.replaces, changes={"with": task.id})
+            control.take_place(self._tree, self.settings, wanted.replaces, task.id)
         return task
 
     def submit_many(self, items: Iterable[Mapping[str, Any] | Command]) -> Iterator[Task]:

@@ -122,7 +122,9 @@ def submit_command(ctx: click.Context, /, **keys: Any) -> None:
     task_id = submit.submit(tree, wanted, fill)
     _print_ids([task_id], as_json=as_json)
     if wanted.replaces:
-        _replace(ctx, wanted.replaces, task_id)
+        from spool.queue import control
+
+        control.take_place(*shared.tree_of(ctx), wanted.replaces, task_id)
 
 
 def _outside(tree: Tree, folder: str | None) -> None:
@@ -233,16 +235,6 @@ def _submit_all(tree: Tree, tasks: Iterable[tuple[str, Manifest]], as_json: bool
         if rejected + _say_rejected(family.left()):
             raise ManifestError("nothing was submitted")
         submitter.finish()
-
-
-def _replace(ctx: click.Context, replaced: str, task_id: str) -> None:
-    """Give the new task the place of an older one."""
-    from spool.queue import control, select
-
-    tree, settings = shared.tree_of(ctx)
-    spot = select.one(tree, replaced)
-    with control.verb(tree, settings, "replace", changes={"with": task_id}) as by:
-        control.once(control.replace, by, spot)
 
 
 def _print_ids(ids: list[str], *, as_json: bool) -> None:
