@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 
 import bulk
+import chains
 import cold_start
 import crowd
 import measure
@@ -25,6 +26,7 @@ BENCHMARKS: dict[str, Callable[[Scale], list[Line]]] = {
     "submit": bulk.lines,
     "cold-start": cold_start.lines,
     "metadata": metadata.lines,
+    "chains": chains.lines,
     "crowd": crowd.lines,
     "nodes": nodes.lines,
     "peers": peers.lines,

@@ -15,7 +15,7 @@ from queue import SimpleQueue
 
 from spool.errors import SpoolError
 from spool.launcher import clock
-from spool.queue import claim, faults, files
+from spool.queue import claim, faults, files, layout
 from spool.queue.layout import FINAL
 from spool.queue.owner import Owner
 from spool.queue.place import Place
@@ -33,7 +33,7 @@ class Batch:
     a time, so that slots are never left waiting for a disk. The folders moved into are synced
     with the next batch, or when nothing more is gathered.
 
-    finals are the ids of those that were moved to a final state: for the caller to take.
+    finals are the ids of those whose children are to be looked for: for the caller to take.
     deliver takes a durable task where it is not we who move it: a rank tells its leader.
     """
 
@@ -94,6 +94,8 @@ class Batch:
                 self.places.add(Place(place.state, place.group))
                 if place.state in FINAL:
                     self.finals.append(task_id)
+                elif layout.is_parent_group(place.state, place.group):
+                    self.finals.append(place.group)  # it may have ended before we came there
         if not self.syncing and (not self.moving or clock.now() - self.ordered >= EVERY_S):
             self._next_order(now)
         return done

@@ -14,6 +14,7 @@ from spool.queue.owner import Owner
 from spool.queue.place import Place
 
 AT_ONCE = 1_000
+LISTED_AT_ONCE = 500  # names for the price of another call
 
 
 class Heirs:
@@ -21,18 +22,29 @@ class Heirs:
 
     def __init__(self, owner: Owner) -> None:
         self.owner = owner
+        self._parents: list[str] = []
         self._moving: Iterator[Place] = iter(())
-        self.empty = True
+        self._waited_for = 0  # by the last listing
+
+    @property
+    def empty(self) -> bool:
+        """Whether nobody is left to be asked for children."""
+        return not self._parents
 
     def ended(self, ids: list[str]) -> None:
-        """These have reached a final state: by one listing, which of them are waited for.
+        """These have reached a final state. They are taken out of the list.
 
-        They are taken out of the list.
+        One listing tells which of them are waited for; where so many are that it is long, few are
+        asked one by one.
         """
-        waited_for = advance.parents_waited_for(self.owner.tree).intersection(ids)
-        if waited_for:
-            self._moving = self._then(self._moving, advance.children(self.owner, waited_for))
-            self.empty = False
+        some = ids.copy()
+        if len(some) > 1 + self._waited_for // LISTED_AT_ONCE:
+            waited_for = advance.parents_waited_for(self.owner.tree)
+            self._waited_for = len(waited_for)
+            some = list(waited_for.intersection(ids))
+        if some:
+            self._parents += some
+            self._moving = self._then(self._moving, advance.children(self.owner, some))
         ids.clear()
 
     def _then(self, first: Iterator[Place], second: Iterator[Place]) -> Iterator[Place]:
@@ -46,9 +58,17 @@ class Heirs:
             pass
 
     def step(self, count: int) -> int:
-        """Move on up to `count` children; how many were moved."""
+        """Move on up to `count` children; how many were moved.
+
+        What a fault of the file system cuts short is begun anew with the next step.
+        """
         if self.empty:
             return 0
-        moved = sum(1 for _ in islice(self._moving, count))
-        self.empty = moved < count
+        try:
+            moved = sum(1 for _ in islice(self._moving, count))
+        except BaseException:
+            self._moving = advance.children(self.owner, self._parents.copy())
+            raise
+        if moved < count:
+            self._parents.clear()
         return moved

@@ -36,7 +36,7 @@ class Lookout:
         self.observer = takeover.Observer(owner, over=allocation.is_over, clear=clear)
         self.looked = self.undecided = False
         self._watched_at = self._swept_at = 0.0
-        self._swept = ""  # how far the sweep of waiting children has come
+        self.sweep = advance.Sweep(owner)
 
     def look(self) -> None:
         """Admit, release and take over what is due. Raises LeaseLost; DiskFull, OSError: later."""
@@ -49,7 +49,7 @@ class Lookout:
             self._watch_others()
         if now - self._swept_at >= SWEEP_EVERY_S:
             self._swept_at = now
-            self._swept = advance.sweep(self.owner, self._swept)
+            self.sweep.step()
             for path in advance.empty_groups(tree):
                 files.remove_folder(path)
         self.looked = True

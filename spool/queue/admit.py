@@ -321,7 +321,7 @@ def admit_all(owner: Owner, arrivals: list[Arrival], trusted: frozenset[int]) ->
     places = [_moved_on(owner, arrival, task_id) for arrival, task_id in marked]
     claim.sync_places(owner.tree, [place for place in places if place])
     under = {place.group for place in places if place and layout.parse_id(place.group)}
-    advance.look_again(owner.tree, under)
+    advance.after(owner, list(parents.ended(owner.tree, under)))
     return len(arrivals)
 
 

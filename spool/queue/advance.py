@@ -18,14 +18,15 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 
 from spool.errors import ManifestError
-from spool.queue import claim, files, layout, tasks
+from spool.queue import claim, files, layout, parents, tasks
 from spool.queue.layout import FINAL, State, Tree
 from spool.queue.owner import Owner
 from spool.queue.parents import Lookup
 from spool.queue.place import Place
 
 SLICE = 2_000
-SWEPT_AT_ONCE = 200  # parents
+SWEPT_AT_ONCE = 2_000  # parents
+FEW = 4  # ended tasks: to look under each is as cheap as to list who is waited for
 HOPS = 1_000_000  # a bound where two owners could chase each other; a child of N parents needs N
 Tell = Callable[[str, str], bool]
 """Claim, by its path and id, a child whose move needs a line; whether it was moved on."""
@@ -61,7 +62,7 @@ def release_due(me: Owner, limit: int = SLICE) -> int:
         for name in files.names(folder):
             if moved >= limit:
                 break
-            if (place := _move_on(tree, group, name, _teller(me))) is not None:
+            if (place := _move_on(tree, group, name, _teller(me, Lookup(tree)))) is not None:
                 moved += 1
                 places.append(place)
         files.remove_folder(folder)
@@ -77,14 +78,12 @@ def parents_waited_for(tree: Tree) -> set[str]:
     return {group for group in files.names(tree.state(State.WAITING)) if layout.parse_id(group)}
 
 
-def children(me: Owner, ended: Iterable[str], *, closely: bool = False) -> Iterator[Place]:
-    """Move on all that waits under tasks that have ended; where each went, one by one.
-
-    `closely`: parents that are nowhere are told from those that have not finished.
-    """
-    left, kin = deque(ended), Lookup(me.tree, closely=closely)
+def children(me: Owner, ended: Iterable[str], kin: Lookup | None = None) -> Iterator[Place]:
+    """Move on all that waits under tasks that have ended; where each went, one by one."""
+    left = deque(ended)
+    kin = Lookup(me.tree) if kin is None else kin
     while left:
-        for name, place in _children_of(me.tree, left.popleft(), _teller(me), kin):
+        for name, place in _children_of(me.tree, left.popleft(), _teller(me, kin), kin):
             yield place
             if place.state in FINAL:  # it failed with its parent, and so may its own children
                 left.append(name)
@@ -92,34 +91,62 @@ def children(me: Owner, ended: Iterable[str], *, closely: bool = False) -> Itera
 
 def after(me: Owner, ended: Collection[str]) -> int:
     """The same at once, for those of `ended` that something waits for; how many moved."""
-    if not ended:
-        return 0
-    waited_for = parents_waited_for(me.tree)
-    return sum(1 for _ in children(me, [one for one in ended if one in waited_for]))
+    if len(ended) > FEW:
+        ended = parents_waited_for(me.tree).intersection(ended)
+    return sum(1 for _ in children(me, ended))
 
 
-def look_again(tree: Tree, parents: Iterable[str]) -> None:
+def catch_up(me: Owner) -> int:
+    """Move on whatever still lies under a task that has ended; how many were moved.
+
+    For a taker: a dead owner may have ended tasks whose children it did not come to.
+    """
+    found = parents.ended(me.tree, parents_waited_for(me.tree))
+    return sum(1 for _ in children(me, found))
+
+
+def look_again(tree: Tree, under: Iterable[str]) -> None:
     """Move on what was put under parents that have finished meanwhile.
 
     For a submitter, which owns nothing: what needs a line is left to the sweep.
     """
     kin = Lookup(tree)
-    for parent in parents:
-        if kin[parent].state in FINAL:
-            for _ in _children_of(tree, parent, lambda path, name: False, kin):
-                pass
+    for parent in parents.ended(tree, under):
+        for _ in _children_of(tree, parent, lambda path, name: False, kin):
+            pass
 
 
-def sweep(me: Owner, start: str, limit: int = SWEPT_AT_ONCE) -> str:
-    """Look after up to `limit` parents from `start` on; where to go on next time, "" at the end."""
-    waited_for = sorted(parents_waited_for(me.tree))
-    first = bisect_right(waited_for, start) if start else 0
-    some = waited_for[first : first + limit]
-    kin = Lookup(me.tree, closely=True)
-    gone = (parent for parent in some if kin[parent] != (parent, State.WAITING))
-    for _ in children(me, gone, closely=True):
-        pass
-    return some[-1] if first + limit < len(waited_for) else ""
+class Sweep:
+    """Goes round the tasks that are waited for, some at each `step`, and round again.
+
+    A parent that is nowhere is acted upon when a second round, a while later, misses it too: a
+    submission shows its tasks one after the other, and maybe a child before its parent.
+    """
+
+    def __init__(self, me: Owner) -> None:
+        self.me = me
+        self._reached: tuple[str, str] | None = None
+        self._missed: set[str] = set()
+
+    def step(self, limit: int = SWEPT_AT_ONCE) -> int:
+        """Look after up to `limit` parents; how many children were moved."""
+        waited_for = parents_waited_for(self.me.tree)
+        line = sorted((layout.shard_of(parent), parent) for parent in waited_for)
+        first = bisect_right(line, self._reached) if self._reached else 0
+        some = line[first : first + limit]
+        found = parents.ended(self.me.tree, (parent for _, parent in some))
+        moved = sum(1 for _ in children(self.me, found))
+        self._reached = some[-1] if first + limit < len(line) else None
+        return moved if self._reached else moved + self._orphans(waited_for)
+
+    def _orphans(self, waited_for: set[str]) -> int:
+        """At the end of a round: what lies under a parent that is nowhere, once more."""
+        alive = parents.unfinished(self.me.tree) if waited_for else set()
+        gone = waited_for - alive
+        gone -= set(parents.ended(self.me.tree, gone))
+        again, self._missed = gone & self._missed, gone
+        kin = Lookup(self.me.tree, closely=True, alive=alive)
+        return sum(1 for _ in children(self.me, again, kin)) if again else 0
 
 
 def _children_of(tree: Tree, parent: str, tell: Tell, kin: Lookup) -> Iterator[tuple[str, Place]]:
@@ -168,7 +195,7 @@ def _move(tree: Tree, path: str, name: str, place: Place) -> bool:
         return False
 
 
-def _teller(me: Owner) -> Tell:
+def _teller(me: Owner, kin: Lookup) -> Tell:
     """Claim a child for an owner, and send it on with the line that its move needs."""
 
     def tell(path: str, name: str) -> bool:
@@ -178,7 +205,7 @@ def _teller(me: Owner) -> Tell:
         except (PermissionError, FileExistsError):
             return False
         if (task := claim.read_any(me, name)) is not None:
-            claim.settle(me, task)
+            claim.settle(me, task, kin)
         return True
 
     return tell

@@ -7,7 +7,7 @@ Never  acts on one look, and never touches a live owner's tasks.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from typing import NamedTuple
 
@@ -20,6 +20,7 @@ from spool.queue import (
     layout,
     limits,
     owner,
+    parents,
     processes,
     shape,
     takeover,
@@ -27,6 +28,7 @@ from spool.queue import (
 )
 from spool.queue.layout import FINAL, State, Tree
 from spool.queue.owner import Owner
+from spool.queue.parents import Lookup
 from spool.queue.place import Place
 from spool.queue.takeover import Observer, Verdict
 from spool.queue.tasks import Spot
@@ -164,17 +166,22 @@ def _discard(path: str) -> None:
 
 def _queued(me: Owner, repair: bool) -> Iterator[Finding]:
     """READY and WAITING: damaged, misfiled, overdue, or there a second time."""
-    for suspects in _slices(me.tree, (State.READY, State.WAITING)):
-        for spot, what in _twice(me.tree, suspects):
-            done = repair and _mend(me, spot)
+    alive = parents.unfinished(me.tree)
+    for suspects in _slices(me.tree, (State.READY, State.WAITING), alive):
+        for spot, what in _twice(me.tree, suspects, alive):
+            done = repair and _mend(me, spot, alive)
             yield Finding(spot.path(me.tree), what, "moved where its history says", done)
+    if repair:
+        advance.catch_up(me)  # what was mended may itself have ended
 
 
-def _slices(tree: Tree, states: tuple[State, ...]) -> Iterator[list[tuple[Spot, str]]]:
+def _slices(
+    tree: Tree, states: tuple[State, ...], alive: Container[str]
+) -> Iterator[list[tuple[Spot, str]]]:
     """What looks wrong at first sight, so many at a time."""
     suspects: list[tuple[Spot, str]] = []
     for spot in tasks.spots(tree, states):
-        if what := trouble(tree, spot):
+        if what := trouble(tree, spot, alive):
             suspects.append((spot, what))
         if len(suspects) >= AT_ONCE:
             yield suspects
@@ -182,16 +189,21 @@ def _slices(tree: Tree, states: tuple[State, ...]) -> Iterator[list[tuple[Spot, 
     yield suspects
 
 
-def _twice(tree: Tree, suspects: list[tuple[Spot, str]]) -> list[tuple[Spot, str]]:
+def _twice(
+    tree: Tree, suspects: list[tuple[Spot, str]], alive: Container[str]
+) -> list[tuple[Spot, str]]:
     """Those of which a second look, a little later, says the same."""
     if not suspects:
         return []
     time.sleep(PAUSE_S)
-    return [(spot, what) for spot, what in suspects if trouble(tree, spot) == what]
+    return [(spot, what) for spot, what in suspects if trouble(tree, spot, alive) == what]
 
 
-def trouble(tree: Tree, spot: Spot) -> str:
-    """What is wrong with a queued task, "" if nothing is or it is gone."""
+def trouble(tree: Tree, spot: Spot, alive: Container[str] = ()) -> str:
+    """What is wrong with a queued task, "" if nothing is or it is gone.
+
+    alive are unfinished tasks: other parents are searched for.
+    """
     path = spot.path(tree)
     if not files.exists(path):
         return ""
@@ -209,7 +221,7 @@ def trouble(tree: Tree, spot: Spot) -> str:
         return f"cannot be read: {fault}"
     if other := _elsewhere(tree, spot):
         return f"lies in {other} too"
-    return _misfiled(tree, task, spot)
+    return _misfiled(tree, task, spot, alive)
 
 
 def _is_lane(group: str) -> bool:
@@ -228,18 +240,19 @@ def _elsewhere(tree: Tree, spot: Spot) -> str:
     return ""
 
 
-def _misfiled(tree: Tree, task: tasks.Task, spot: Spot) -> str:
+def _misfiled(tree: Tree, task: tasks.Task, spot: Spot, alive: Container[str]) -> str:
     now = time.time()
     moment = layout.until_moment(spot.group)
     if moment is not None and moment <= now <= moment + OVERDUE_S:
         return ""  # due: the next sweep moves it
-    place = claim.place_of(tree, task, now)
+    kin = Lookup(tree, closely=True, alive=alive)
+    place = claim.place_of(tree, task, now, spot.group, kin)
     if (place.state, place.group) == (spot.state, spot.group):
         return ""
     return f"belongs in {place.state}/{place.group}"
 
 
-def _mend(me: Owner, spot: Spot) -> bool:
+def _mend(me: Owner, spot: Spot, alive: Container[str]) -> bool:
     """Claim a troubled task and put it where it belongs, or reject it with the reason."""
     try:
         if not files.move(spot.path(me.tree), me.claim_path(spot.id)):
@@ -253,7 +266,7 @@ def _mend(me: Owner, spot: Spot) -> bool:
         claim.set_aside(me, spot.id, f"{other} holds a task of this id")
         return True
     if (task := claim.read_any(me, spot.id)) is not None:
-        claim.settle(me, task)
+        claim.settle(me, task, Lookup(me.tree, closely=True, alive=alive))
     return True
 
 

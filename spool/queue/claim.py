@@ -291,12 +291,26 @@ def read_any(me: Owner, task_id: str) -> Task | None:
         return None
 
 
-def settle(me: Owner, task: Task) -> None:
-    """Ask where a task we hold belongs, write the line that move needs, and move it there."""
-    place = place_of(me.tree, task, time.time())
-    if place.line is not None:
-        write_line(me, task, {"time": units.now_stamp(), **place.line}, sync=True)
-    hand_on(me, task.id, place, sync=True)
+def settle(me: Owner, task: Task, kin: Lookup | None = None) -> Place:
+    """Ask where a task we hold belongs, write the line that move needs, and move it there.
+
+    Where it then lies under a parent, that is looked at again: it may have ended meanwhile.
+    """
+    while True:
+        place = place_of(me.tree, task, time.time(), "", kin)
+        if place.line is not None:
+            write_line(me, task, {"time": units.now_stamp(), **place.line}, sync=True)
+        hand_on(me, task.id, place, sync=True)
+        if not layout.is_parent_group(place.state, place.group):
+            return place
+        again, kin = place_of(me.tree, task, time.time(), place.group), None
+        if (again.state, again.group) == (place.state, place.group):
+            return place
+        try:
+            if not files.move(me.tree.task(*place[:2], task.id), me.claim_path(task.id)):
+                return place
+        except (PermissionError, FileExistsError):
+            return place
 
 
 def hand_on(owner: Owner, task_id: str, place: Place, *, sync: bool = False) -> bool:

@@ -175,7 +175,7 @@ def _put(by: Verb, task: Task, *events: dict[str, Any]) -> Spot:
 def _seen_again(by: Verb, task: Task, place: Place) -> Spot:
     """Where a task is that may have been put under a parent that finished meanwhile."""
     if place.state is State.WAITING and layout.parse_id(place.group):
-        advance.look_again(by.tree, [place.group])
+        advance.after(by.me, list(parents.ended(by.tree, [place.group])))
         return tasks.find(by.tree, task.id) or Spot(place.state, place.group, task.id)
     return Spot(place.state, place.group, task.id)
 

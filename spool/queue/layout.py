@@ -95,6 +95,11 @@ def parse_id(text: str) -> TaskId | None:
     return TaskId(*found.groups()) if found else None
 
 
+def is_parent_group(state: State, group: str) -> bool:
+    """Whether a task that lies there waits for another, whose id the group is."""
+    return state is State.WAITING and parse_id(group) is not None
+
+
 def shard_of(task_id: str) -> str:
     """The shard written in an id. Raises ValueError for anything else."""
     if (parts := parse_id(task_id)) is None:

@@ -9,7 +9,9 @@ a parent is nowhere asks `closely`: then it is searched for, twice and more.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import os
+from collections import defaultdict
+from collections.abc import Container, Iterable, Iterator, Mapping
 
 import msgspec
 
@@ -23,23 +25,35 @@ MOST_RESCUES = 100  # one after the other, each in the place of the one before
 class Lookup(Mapping[str, Parent]):
     """Looks each parent up when asked; what is final is asked once only.
 
-    Short-lived: a person may run a finished task again.
+    Short-lived: a person may run a finished task again. alive are tasks just seen in a state that
+    is none: the closest look need not search for these. `once`: what has not ended is asked but
+    once too; whoever does so looks again later.
     """
 
     def __init__(
-        self, tree: Tree, *, closely: bool = False, unfinished: Iterable[str] = ()
+        self,
+        tree: Tree,
+        *,
+        closely: bool = False,
+        once: bool = False,
+        alive: Container[str] = (),
     ) -> None:
-        self.tree, self.closely = tree, closely
-        self._known = {task_id: Parent(task_id, State.WAITING) for task_id in unfinished}
+        self.tree, self.closely, self.once, self.alive = tree, closely, once, alive
+        self.checked: set[str] = set()  # for a caller to note whom it found to be known
+        self._known: dict[str, Parent] = {}
         self._failed: list[str] | None = None
 
     def __getitem__(self, task_id: str) -> Parent:
         if (known := self._known.get(task_id)) is not None:
             return known
         found = self._follow(task_id)
-        if found.state is not State.WAITING:
+        if self.once or found.state is not State.WAITING:
             self._known[task_id] = found
         return found
+
+    def assume_unfinished(self, task_id: str) -> None:
+        """Take it from a caller who is just submitting that task."""
+        self._known[task_id] = Parent(task_id, State.WAITING)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._known)
@@ -67,7 +81,7 @@ class Lookup(Mapping[str, Parent]):
             return State.CANCELLED, ""
         if (removed := removed_as(self.tree, task_id)) is not None:
             return removed, ""
-        if self.closely and not is_known(self.tree, task_id):
+        if self.closely and task_id not in self.alive and not is_known(self.tree, task_id):
             return None, ""
         return State.WAITING, ""
 
@@ -92,10 +106,41 @@ def removed_as(tree: Tree, task_id: str) -> State | None:
     raw = files.read(tree.seen(task_id))
     if not raw or not raw.startswith(b"{"):
         return None  # no outcome: the mark of a delivered id
+    spot = tasks.find(tree, task_id, looks=2)
+    if spot is not None and not _is_being_removed(spot):
+        return None  # its removal was cut short, and it may have run again since
     try:
         return State(msgspec.json.decode(raw)["outcome"])
     except (msgspec.MsgspecError, KeyError, TypeError, ValueError):
         return None
+
+
+def _is_being_removed(spot: tasks.Spot) -> bool:
+    parts = layout.parse_owner(spot.group) if spot.state is State.RUNNING else None
+    return parts is not None and parts.kind == "rm"
+
+
+def ended(tree: Tree, ids: Iterable[str]) -> Iterator[str]:
+    """Those of many tasks that have ended, by few listings: a rumour, to be looked at again."""
+    shards: dict[str, set[str]] = defaultdict(set)
+    for task_id in ids:
+        shards[layout.shard_of(task_id)].add(task_id)
+    failed = files.names(tree.state(State.FAILED)) if shards else []
+    for shard, some in shards.items():
+        groups = [(State.FINISHED, shard), (State.CANCELLED, shard)]
+        groups += [(State.FAILED, group) for group in failed if group.endswith(f"@{shard}")]
+        for state, group in groups:
+            yield from some.intersection(files.names(tree.group(state, group)))
+        seen = os.path.dirname(tree.seen(next(iter(some))))
+        for task_id in some.intersection(files.names(seen)):
+            if removed_as(tree, task_id) is not None:
+                yield task_id
+
+
+def unfinished(tree: Tree) -> set[str]:
+    """The ids of all tasks in a state that is not final, by one walk."""
+    states = (State.CREATED, State.WAITING, State.READY, State.RUNNING)
+    return {spot.id for spot in tasks.spots(tree, states)}
 
 
 def is_known(tree: Tree, task_id: str) -> bool:

@@ -15,9 +15,10 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -28,6 +29,9 @@ from spool.queue.history import Story
 from spool.queue.layout import State, Tree
 from spool.queue.manifest import Manifest, Submitted
 from spool.queue.place import Place, next_place
+
+if TYPE_CHECKING:
+    from spool.queue.parents import Lookup
 
 FEW = 50  # below this, one fsync a file is cheaper than flushing the whole file system
 Fill = Callable[[str], None]
@@ -72,9 +76,9 @@ def _first(tree: Tree, key: str, nest: str, task_id: str) -> tuple[str, bool]:
 
 
 def _place(
-    tree: Tree, task_id: str, stamped: Manifest, now: float, ours: Container[str] = ()
+    tree: Tree, task_id: str, stamped: Manifest, now: float, kin: Lookup | None = None
 ) -> Place:
-    """Where a new task belongs; `ours` are the shards of what is submitted together with it.
+    """Where a new task belongs; kin knows what is submitted together with it.
 
     Raises ManifestError: it waits for what never was, or has failed.
     """
@@ -82,13 +86,14 @@ def _place(
         return next_place(task_id, stamped, _NO_STORY, {}, now)
     from spool.queue.parents import Lookup, is_known
 
-    strangers = [one for one in stamped.after if layout.parse_id(one) is None]
-    own = [one for one in stamped.after if one not in strangers and layout.shard_of(one) in ours]
-    older = (one for one in stamped.after if one not in own)
-    for parent in older:
+    kin = Lookup(tree) if kin is None else kin
+    for parent in stamped.after:
+        if parent in kin.checked:
+            continue
         if not is_known(tree, parent):
             raise ManifestError(f"key 'after': there is no task {parent!r}. Run: spool ls")
-    place = next_place(task_id, stamped, _NO_STORY, Lookup(tree, unfinished=own), now)
+        kin.checked.add(parent)
+    place = next_place(task_id, stamped, _NO_STORY, kin, now)
     if place.line is not None:
         hint = "retry it first, or say on_parent_failure = run"
         raise ManifestError(f"key 'after': {place.line['reason']}; {hint}")
@@ -125,7 +130,9 @@ class Submitter:
         self._counter = int.from_bytes(os.urandom(2), "big")
         self._left = 0
         self._shard = ""
-        self._shards: set[str] = set()
+        self._kin: Lookup | None = None
+        self._checked: set[str] = set()
+        self._assumed = 0
         self._tails: list[str] = []
         self._batch: list[tuple[State, str, str]] = []
         self._groups: dict[tuple[State, str], str] = {}
@@ -157,7 +164,8 @@ class Submitter:
             if not ours:
                 return task_id
         stamped = _stamped(wanted, task_id, self._submitted)
-        state, group, _ = _place(self.tree, task_id, stamped, self._now, self._shards)
+        kin = self._kinship() if stamped.after else None
+        state, group, _ = _place(self.tree, task_id, stamped, self._now, kin)
         built = f"{self._folder(state, group)}/{task_id}"
         try:
             with faults.said_plainly():
@@ -170,6 +178,19 @@ class Submitter:
         self.count += 1
         return task_id
 
+    def _kinship(self) -> Lookup:
+        """What is known of parents: those of this submission need not be looked for."""
+        if self._kin is None:
+            from spool.queue.parents import Lookup
+
+            self._kin = Lookup(self.tree, once=True)
+            self._kin.checked = self._checked
+        for _, _, task_id in self._batch[self._assumed :]:
+            self._kin.assume_unfinished(task_id)
+            self._kin.checked.add(task_id)
+        self._assumed = len(self._batch)
+        return self._kin
+
     def finish(self) -> None:
         """Make durable and show all that was built."""
         self._show()
@@ -180,7 +201,6 @@ class Submitter:
         self._now = time.time()
         self._submitted = _submitted(self._now)
         self._shard = layout.shard(self._now, self._counter)
-        self._shards.add(self._shard)
         self._counter += 1
         self._left = layout.SHARD_SIZE
         self._tails = layout.random_tails(layout.SHARD_SIZE)
@@ -222,7 +242,8 @@ class Submitter:
         for state in {state for state, _ in self._groups}:
             files.sync(self.tree.state(state))
         _look_again(self.tree, self._groups)
-        self._batch, self._groups = [], {}
+        self._batch, self._groups, self._assumed = [], {}, 0
+        self._kin = None
         if self.shown and ids:
             self.shown(ids)
 

@@ -243,7 +243,7 @@ def take_over(me: Owner, group: str, trusted: frozenset[int]) -> int:
     limits.bring_back(me.tree, dead)  # first: once the group is gone nobody looks after its owner
     files.remove_folder(held.claims)
     _bury(me, {dead, last})
-    advance.after(me, moved)
+    advance.catch_up(me)
     return len(moved)
 
 

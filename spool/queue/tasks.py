@@ -18,6 +18,7 @@ from spool.queue.history import Story
 from spool.queue.layout import State, Tree
 from spool.queue.manifest import Manifest
 
+MANY = 64  # groups
 LOOKS_AFTER_S = (0.0, 0.0, 0.001, 0.003, 0.01, 0.03)
 
 
@@ -105,12 +106,20 @@ def _look(tree: Tree, task_id: str, there: Callable[[str], bool]) -> Spot | None
 
 def _candidates(tree: Tree, shard: str) -> Iterator[tuple[State, str]]:
     """The groups an id of this shard can lie in, in the order in which tasks move."""
-    for state in (State.WAITING, State.READY, State.RUNNING, State.FAILED):
+    waiting = files.names(tree.state(State.WAITING))
+    if len(waiting) > MANY:  # long to go through: first where it mostly is
+        yield from _behind_waiting(tree, shard)
+    for group in waiting:
+        if not group.startswith("held@") or group.endswith(f"@{shard}"):
+            yield State.WAITING, group
+    yield from _behind_waiting(tree, shard)
+
+
+def _behind_waiting(tree: Tree, shard: str) -> Iterator[tuple[State, str]]:
+    for state in (State.READY, State.RUNNING, State.FAILED):
         for group in files.names(tree.state(state)):
             tail = group.rpartition("@")[2]
             if state in (State.READY, State.FAILED) and tail != shard:
-                continue
-            if group.startswith("held@") and tail != shard:
                 continue
             yield state, group
     yield State.FINISHED, shard
