@@ -354,6 +354,7 @@ def replace(by: Verb, spot: Spot) -> Spot:
     A running one runs on; it is replaced when it ends.
     """
     said = {"with": by.changes["with"]}
+    kinship.no_cycle(by.tree, spot.id, [by.changes["with"]])
     if spot.state is State.RUNNING:
         return _ask_owner(by, spot, "replaced", said)
     _only(spot, "replace")

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from spool.errors import ManifestError, Refused
 from spool.queue import advance, files, layout, tasks
-from spool.queue.layout import FINAL, State, Tree
+from spool.queue.layout import State, Tree
 from spool.queue.parents import Lookup
 from spool.queue.tasks import Spot
 
@@ -110,11 +110,12 @@ def _cycle(task_id: str, came_from: dict[str, str]) -> str:
 
 
 def _after(tree: Tree, task_id: str) -> list[str]:
-    """The parents of a task that has not ended; nobody waits any more through one that has."""
-    spot = tasks.find(tree, task_id, looks=2)
-    if spot is None or spot.state in FINAL:
+    """The parents of a task, and who took its place. One that has ended may yet be retried."""
+    if (spot := tasks.find(tree, task_id, looks=2)) is None:
         return []
     try:
-        return tasks.load(spot.path(tree), task_id).manifest.after
+        task = tasks.load(spot.path(tree), task_id)
     except (OSError, ManifestError):
         return []
+    heir = task.story.replaced
+    return [*task.manifest.after, heir] if layout.parse_id(heir) else task.manifest.after

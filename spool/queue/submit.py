@@ -53,6 +53,8 @@ def _submit(tree: Tree, wanted: Manifest, fill: Fill | None) -> str:
             task_id, ours = _first(tree, wanted.key, nest, task_id)
             if not ours:
                 return task_id
+        if wanted.replaces:
+            _may_replace(tree, wanted)
         stamped = _stamped(wanted, task_id, _submitted(now))
         place = _place(tree, task_id, stamped, now)
         built = f"{nest}/{task_id}"
@@ -73,6 +75,13 @@ def _first(tree: Tree, key: str, nest: str, task_id: str) -> tuple[str, bool]:
     from spool.queue import keys
 
     return keys.first(tree, key, os.path.basename(nest), task_id)
+
+
+def _may_replace(tree: Tree, wanted: Manifest) -> None:
+    """Raises Refused: what waits for the replaced task is waited for by the new one."""
+    from spool.queue import kinship
+
+    kinship.no_cycle(tree, wanted.replaces, wanted.after)
 
 
 def _place(
