@@ -38,9 +38,7 @@ def provide(tree: Tree, task: Task) -> None:
 def _meant(task: Task, item: Input) -> list[str]:
     """The parents an item names: by id, by name, or all by *."""
     named = [
-        parent
-        for parent in task.manifest.after
-        if item.source in ("*", parent, parent.split(".", 1)[0], _name_of(parent))
+        parent for parent in task.manifest.after if item.source in ("*", parent, _name_of(parent))
     ]
     if not named:
         raise SpoolError(f"input from {item.source!r}: no task of key 'after' is meant")
@@ -61,7 +59,7 @@ def _take(task: Task, item: Input, parent: str, folder: str) -> None:
         files.make_folder(os.path.dirname(target))
         if os.path.islink(target) or (item.copy and os.path.isfile(target)):
             files.unlink(target)  # of an earlier attempt
-        if os.path.lexists(target):
+        if os.path.lexists(target) and not (item.copy and os.path.isdir(target)):
             raise SpoolError(f"input {name!r} from {parent}: there is one of that name already")
         if item.copy:
             _copy(f"{folder}/{name}", target)

@@ -6,7 +6,7 @@ Fails  SpoolError: another process has been at the same submission for too long.
 
 A key counts within the task that submits (SPOOL_TASK), else within the whole spool. The first to
 link the record has the id; whoever comes later finds it. A submitter that died between record and
-task left only the record: the next builds the task under that id.
+task left only the record: whoever then links HASH~2 (HASH~3 ...) builds the task under that id.
 """
 
 from __future__ import annotations
@@ -27,33 +27,64 @@ def first(tree: Tree, key: str, nest: str, task_id: str) -> tuple[str, bool]:
 
     `task_id` is taken where the key is new.
     """
-    record = tree.key(_hash(key))
+    record, deadline = tree.key(_hash(key)), time.monotonic() + LONGEST_WAIT_S
+    if _link(tree, record, task_id, nest):
+        return task_id, True
+    while True:
+        last = _last(record)
+        told, builder = _read(last)
+        if parents.is_known(tree, told) or builder == nest:
+            return told, False
+        if not _builds(tree, builder):
+            if _link(tree, _after(last), told, nest):  # of several who see it, one
+                return told, not parents.is_known(tree, told)
+        elif time.monotonic() > deadline:
+            raise SpoolError(f"key {key!r}: tmp/{builder} has been building its task for a while")
+        else:
+            time.sleep(PAUSE_S)
+
+
+def withdraw(tree: Tree, key: str, nest: str) -> None:
+    """Give a key back whose task could not be built: the next submission has it."""
+    last = _last(tree.key(_hash(key)))
+    told, builder = _read(last)
+    if builder == nest and not parents.is_known(tree, told):
+        files.unlink(last)
+
+
+def _link(tree: Tree, record: str, task_id: str, nest: str) -> bool:
+    """Write a record; False if another was first."""
     draft = f"{tree.tmp(nest)}/key"
     files.write_new(draft, f"{task_id}\n{nest}\n".encode(), sync=True)
     try:
-        if files.link(draft, record):
-            files.sync(os.path.dirname(record))
-            return task_id, True
+        if not files.link(draft, record):
+            return False
     finally:
         files.unlink(draft)
-    return _known(tree, key, record)
+    files.sync(os.path.dirname(record))
+    return True
 
 
-def _known(tree: Tree, key: str, record: str) -> tuple[str, bool]:
-    """What an earlier submission of a key made, or left to be made."""
+def _last(record: str) -> str:
+    """The latest record of a key."""
+    while files.exists(_after(record)):
+        record = _after(record)
+    return record
+
+
+def _after(record: str) -> str:
+    plain, _, number = record.partition("~")
+    return f"{plain}~{int(number or 1) + 1}"
+
+
+def _read(record: str) -> tuple[str, str]:
+    """The id that a record holds, and who builds it."""
     told, _, nest = (files.read(record) or b"").decode(errors="replace").strip().partition("\n")
     if layout.parse_id(told) is None:
         raise SpoolError(
             f"{record}: is damaged; it holds no task id. To use the key anew, remove it"
         )
-    deadline = time.monotonic() + LONGEST_WAIT_S
-    while not parents.is_known(tree, told):
-        if not _builds(tree, nest):
-            return told, not parents.is_known(tree, told)
-        if time.monotonic() > deadline:
-            raise SpoolError(f"key {key!r}: tmp/{nest} has been building its task for a while")
-        time.sleep(PAUSE_S)
-    return told, False
+    return told, nest
 
 
 def _builds(tree: Tree, nest: str) -> bool:

@@ -15,8 +15,8 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -53,22 +53,42 @@ def _submit(tree: Tree, wanted: Manifest, fill: Fill | None) -> str:
             task_id, ours = _first(tree, wanted.key, nest, task_id)
             if not ours:
                 return task_id
-        if wanted.replaces:
-            _may_replace(tree, wanted)
-        stamped = _stamped(wanted, task_id, _submitted(now))
-        place = _place(tree, task_id, stamped, now)
-        built = f"{nest}/{task_id}"
-        _build(built, stamped, fill, sync=True)
-        if fill:
-            files.sync_all(nest)
-        files.sync(built)
-        _move_new(built, tree.task(place.state, place.group, task_id))
-        files.sync(tree.group(place.state, place.group))
-        files.sync(tree.state(place.state))
-        _look_again(tree, [(place.state, place.group)])
+        with _withdrawing(tree, wanted.key, nest):
+            _submit_as(tree, task_id, wanted, now, nest, fill)
     finally:
         _leave_nest(nest)
     return task_id
+
+
+def _submit_as(
+    tree: Tree, task_id: str, wanted: Manifest, now: float, nest: str, fill: Fill | None
+) -> None:
+    if wanted.replaces:
+        _may_replace(tree, wanted)
+    stamped = _stamped(wanted, task_id, _submitted(now))
+    place = _place(tree, task_id, stamped, now)
+    built = f"{nest}/{task_id}"
+    _build(built, stamped, fill, sync=True)
+    if fill:
+        files.sync_all(nest)
+    files.sync(built)
+    _move_new(built, tree.task(place.state, place.group, task_id))
+    files.sync(tree.group(place.state, place.group))
+    files.sync(tree.state(place.state))
+    _look_again(tree, [(place.state, place.group)])
+
+
+@contextmanager
+def _withdrawing(tree: Tree, key: str, nest: str) -> Iterator[None]:
+    """Give the key back where its task cannot be built."""
+    try:
+        yield
+    except (OSError, SpoolError):
+        if key:
+            from spool.queue import keys
+
+            keys.withdraw(tree, key, os.path.basename(nest))
+        raise
 
 
 def _first(tree: Tree, key: str, nest: str, task_id: str) -> tuple[str, bool]:
@@ -172,6 +192,13 @@ class Submitter:
             task_id, ours = _first(self.tree, wanted.key, self.nest, task_id)
             if not ours:
                 return task_id
+        with _withdrawing(self.tree, wanted.key, self.nest):
+            self._add_as(task_id, wanted, fill)
+        self._left -= 1
+        self.count += 1
+        return task_id
+
+    def _add_as(self, task_id: str, wanted: Manifest, fill: Fill | None) -> None:
         stamped = _stamped(wanted, task_id, self._submitted)
         kin = self._kinship() if stamped.after else None
         state, group, _ = _place(self.tree, task_id, stamped, self._now, kin)
@@ -183,9 +210,6 @@ class Submitter:
             files.remove_tree(built)  # its group may yet become visible
             raise
         self._batch.append((state, group, task_id))
-        self._left -= 1
-        self.count += 1
-        return task_id
 
     def _kinship(self) -> Lookup:
         """What is known of parents: those of this submission need not be looked for."""
