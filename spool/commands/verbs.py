@@ -200,6 +200,7 @@ def release_command(ctx: click.Context, /, **keys: Any) -> None:
 
 @click.command("retry")
 @shared.selection_options
+@click.option("--close", is_flag=True, help="Only what follows the run: postprocess, stage out.")
 @changeable
 @reason_option
 @all_option
@@ -212,10 +213,13 @@ def retry_command(ctx: click.Context, /, **keys: Any) -> None:
       spool retry --state FAILED
       spool retry g2-C6H6 --time-limit 10m
     """
-    chosen = shared.selection(keys)
+    chosen, close = shared.selection(keys), keys.pop("close")
     plain = {key: keys.pop(key) for key in ("everything", "as_json", "reason")}
     changes = changes_in(shared.tree_of(ctx)[0], keys)
-    act_on(ctx, control.retry, chosen, control.TAKES["retry"], changes=changes, **plain)
+    if close and changes:
+        raise click.UsageError("--close runs nothing again, so nothing can be changed with it")
+    act = control.close_again if close else control.retry
+    act_on(ctx, act, chosen, control.TAKES["retry"], changes=changes, **plain)
 
 
 @click.command("modify")

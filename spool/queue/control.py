@@ -7,6 +7,7 @@ Fails  Refused: the verb is not possible where the task lies, with what would be
 
 from __future__ import annotations
 
+import copy
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -229,6 +230,22 @@ def retry(by: Verb, spot: Spot) -> Spot:
     if "begin" in by.changes:
         queued["until"] = by.changes["begin"]
     return _put(by, task, *events, {**by.event("queued"), **queued})
+
+
+def close_again(by: Verb, spot: Spot) -> Spot:
+    """A final state -> READY/close: what follows its run is done once more, not the run itself."""
+    _only(spot, "retry")
+    task = _grab_to_mend(by, spot)
+    queued = {**by.event("queued"), "reason": "retry by a person", "stage": "close"}
+    story = copy.deepcopy(task.story)
+    history.tell(story, queued)
+    place = claim.place_of(by.tree, msgspec.structs.replace(task, story=story), time.time())
+    if place.state in FINAL or place.line:
+        claim.hand_on(by.me, spot.id, Place(spot.state, spot.group), sync=True)
+        raise Refused(
+            f"task {spot.id} has nothing to do after its run. To run it again: spool retry {spot.id}"
+        )
+    return _put(by, task, queued)
 
 
 def _grab_to_mend(by: Verb, spot: Spot) -> Task:

@@ -117,8 +117,18 @@ def _facts(found: Task) -> list[tuple[str, object]]:
         ("time limit", units.print_duration(limit) if limit else ""),
         ("estimate", units.print_duration(estimate) if estimate else ""),
         ("attempt", f"{story.attempt}, failed {story.failures} of {wanted.max_attempts} allowed"),
+        ("prepare", _steps(("stage_in", wanted.stage_in), ("preprocess", wanted.preprocess))),
+        ("close", _steps(("postprocess", wanted.postprocess), ("stage_out", wanted.stage_out))),
+        ("handlers", _steps(("on_error", wanted.on_error), ("on_timeout", wanted.on_timeout))),
+        ("retry", ", ".join(f"{cause} {rule.attempts}" for cause, rule in wanted.retry.items())),
+        ("parameters", _short(wanted.parameters)),
         ("changed", _short(story.changes)),
     ]
+
+
+def _steps(*named: tuple[str, object]) -> str:
+    """Those that there are."""
+    return ", ".join(name for name, value in named if value)
 
 
 def _room(found: Task) -> str:
@@ -142,6 +152,26 @@ def why(found: Task) -> str:
     story = found.story
     if story.stopped:
         return str(story.stopped.get("reason", ""))
+    if story.broke is not None:
+        return str(story.broke.get("reason", ""))
+    return f"{_why_of_run(found)}{_why_decided(story.decided)}"
+
+
+def _why_decided(decided: dict[str, Any] | None) -> str:
+    """What a handler made of an end."""
+    if decided is None:
+        return ""
+    if error := decided.get("error"):
+        return f"; {error}"
+    more = decided.get("reason") or decided.get("id") or ""
+    return (
+        f"; {decided.get('handler', 'its handler')} says {decided.get('verdict')} {more}".rstrip()
+    )
+
+
+def _why_of_run(found: Task) -> str:
+    """How its last attempt ended, or what it waits for."""
+    story = found.story
     if story.exit is None:
         if story.cancelled:
             return f"cancelled by {story.cancelled.get('by', 'somebody')}"
