@@ -104,7 +104,8 @@ class Staging:
         self.pid = 0
         self.launcher.counts.update(self._last_words())
         code = os.waitstatus_to_exitcode(status)
-        self.in_vain = 0 if code == 0 else self.in_vain + 1
+        if code >= 0:  # one that was killed costs its tasks a loss, so they bound it
+            self.in_vain = self.in_vain + 1 if code else 0
         if self.in_vain >= IN_VAIN:
             self.launcher.log("the stager found nothing it could do in the lanes that are left")
             self.again_at = clock.now() + AGAIN_S

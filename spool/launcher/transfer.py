@@ -228,7 +228,9 @@ def _run(words: list[str]) -> tuple[int, str]:
     if told:
         say(told)
     lines = [line for line in told.splitlines() if "rsync error:" not in line]
-    return ran.returncode, (lines[-1] if lines else f"exit code {ran.returncode}")
+    final = [line for line in lines if _is_final(line)]  # what else was said follows from it
+    last = lines[-1] if lines else f"exit code {ran.returncode}"
+    return ran.returncode, (final[0] if final else last)
 
 
 def _is_final(said: str) -> bool:

@@ -242,9 +242,8 @@ def close_again(by: Verb, spot: Spot) -> Spot:
     place = claim.place_of(by.tree, msgspec.structs.replace(task, story=story), time.time())
     if place.state in FINAL or place.line:
         claim.hand_on(by.me, spot.id, Place(spot.state, spot.group), sync=True)
-        raise Refused(
-            f"task {spot.id} has nothing to do after its run. To run it again: spool retry {spot.id}"
-        )
+        why = "has nothing to do after its run"
+        raise Refused(f"task {spot.id} {why}. To run it again: spool retry {spot.id}")
     return _put(by, task, queued)
 
 

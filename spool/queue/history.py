@@ -43,7 +43,8 @@ class Story(msgspec.Struct):
     the id of the task that took its place.
     causes counts the failures by their cause; lost is a loss that nothing was done about yet;
     handled counts the retries that handlers asked for. Of the stage under way staging is the line
-    that a stager has begun, stage_since the first such, stage_tries how often it was put off.
+    that a stager has begun, stage_since the first such, stage_tries how often it was put off,
+    delayed why.
     """
 
     arrived: dict[str, Any] | None = None
@@ -67,6 +68,7 @@ class Story(msgspec.Struct):
     stage_since: str = ""
     stage_tries: int = 0
     stage_losses: int = 0
+    delayed: str = ""
     prepared: dict[str, Any] | None = None
     closed: dict[str, Any] | None = None
     decided: dict[str, Any] | None = None
@@ -215,7 +217,7 @@ def _cut_short(story: Story, event: dict[str, Any]) -> None:
 def _queued(story: Story, event: dict[str, Any]) -> None:
     by_hand = event.get("reason") == "retry by a person"
     story.until = str(event.get("until", "now"))
-    story.lost = None
+    story.lost, story.delayed = None, str(event.get("why", ""))
     if isinstance(event.get("set"), dict):
         story.changes.update(event["set"])
     if by_hand:

@@ -179,7 +179,9 @@ def _why_of_run(found: Task) -> str:
             return f"its launcher died {story.losses} times while it ran"
         if story.interruptions > found.manifest.max_interrupted:
             return f"its launcher ended {story.interruptions} times before it did"
-        return f"not before {story.until}" if story.until not in ("", "now") else ""
+        if story.until in ("", "now"):
+            return ""
+        return f"not before {story.until}" + (f": {story.delayed}" if story.delayed else "")
     ended = story.exit
     elapsed = ended.get("elapsed_s")
     took = units.print_duration(elapsed if isinstance(elapsed, (int, float)) else 0)
