@@ -477,7 +477,10 @@ def test_a_hook_that_fills_the_disk_fails_and_nothing_is_lost(small_disk):
 
 
 def full(tree, task):
-    """Whether the disk is full, and the hook that filled it has ended."""
+    """Whether the disk is full, and the hook that filled it has ended: its last line may have had
+    room in the page that its history begins with."""
+    if is_in(tree, task, "FAILED/prepare@"):
+        return True
     if os.statvfs(tree.root).f_bavail or not is_in(tree, task, "RUNNING/stager"):
         return False
     name = where(tree, task.id).split("/")[1]

@@ -85,13 +85,14 @@ def environment(base: Mapping[str, str], tree: Tree, task: Task, stage: str) -> 
     made["SPOOL_NAME"] = wanted.name or task.id.partition(".")[0]
     made["SPOOL_STAGE"] = stage
     made["SPOOL_ATTEMPT"] = str(story.attempt + (stage == "prepare"))
-    made["SPOOL_NEXT"] = f"{task.path}/{layout.NEXT}"
     if wanted.workflow:
         made["SPOOL_WORKFLOW"] = wanted.workflow
     if wanted.after and len(said := " ".join(wanted.after)) <= run.LONGEST_VARIABLE:
         made["SPOOL_PARENTS"] = said
     if stage == "close":
-        made["SPOOL_OUTCOME"] = open_cause(task)
+        made["SPOOL_OUTCOME"] = outcome = open_cause(task)
+        if outcome != SUCCESS:  # a handler, which decides
+            made["SPOOL_NEXT"] = f"{task.path}/{layout.NEXT}"
         if story.exit and isinstance(code := story.exit.get("code"), int):
             made["SPOOL_EXIT_CODE"] = str(code)
     return made
