@@ -71,7 +71,7 @@ class Dying:
 
     def __call__(self, when: str, operation: str, arguments: tuple[Any, ...]) -> None:
         self.left -= 1
-        if self.left <= 0:
+        if self.left <= 0 and (when, operation) != ("after", "list"):  # it could not be closed
             raise Crash
 
 

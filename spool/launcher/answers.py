@@ -33,5 +33,6 @@ def _done(launcher: Launcher, verb: str, task_id: str, said: dict[str, Any]) -> 
     for held in launcher.claimed:
         if held[0] == task_id:
             launcher.claimed.remove(held)
+            launcher.batch.finals.append(task_id)  # if it has ended, its children go on
             return str(launcher.crew.settle(verb, task_id, said))
     return ""

@@ -6,15 +6,20 @@ Never  opens or lists anything where nobody waits for a task.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+import threading
+from collections.abc import Iterable, Iterator
 from itertools import islice
+from queue import SimpleQueue
 
-from spool.queue import advance
+from spool.launcher import clock
+from spool.queue import advance, files
 from spool.queue.owner import Owner
 from spool.queue.place import Place
 
 AT_ONCE = 1_000
 LISTED_AT_ONCE = 500  # names for the price of another call
+OLD_S = 30.0  # after so long who is waited for is listed anew
 
 
 class Heirs:
@@ -23,8 +28,12 @@ class Heirs:
     def __init__(self, owner: Owner) -> None:
         self.owner = owner
         self._parents: list[str] = []
+        self._left: SimpleQueue[str | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._sweep, daemon=True)
+        self._thread.start()
         self._moving: Iterator[Place] = iter(())
-        self._waited_for = 0  # by the last listing
+        self.waited_for: set[str] = set()  # by the last listing
+        self._listed_at = -math.inf
 
     @property
     def empty(self) -> bool:
@@ -37,38 +46,54 @@ class Heirs:
         One listing tells which of them are waited for; where so many are that it is long, few are
         asked one by one.
         """
-        some = ids.copy()
-        if len(some) > 1 + self._waited_for // LISTED_AT_ONCE:
-            waited_for = advance.parents_waited_for(self.owner.tree)
-            self._waited_for = len(waited_for)
-            some = list(waited_for.intersection(ids))
+        if not ids:
+            return
+        some, now = ids.copy(), clock.now()
+        if len(some) > 1 + len(self.waited_for) // LISTED_AT_ONCE or now > self._listed_at + OLD_S:
+            self.waited_for = advance.parents_waited_for(self.owner.tree)
+            self._listed_at = now
+            some = list(self.waited_for.intersection(ids))
         if some:
             self._parents += some
-            self._moving = self._then(self._moving, advance.children(self.owner, some))
+            self._moving = self._then(self._moving, self._children(some))
         ids.clear()
+
+    def _children(self, ids: list[str]) -> Iterator[Place]:
+        return advance.children(self.owner, ids, drop=self._left.put)
+
+    def _sweep(self) -> None:
+        """The thread: remove folders that children have left, which may take long."""
+        while (folder := self._left.get()) is not None:
+            files.remove_folder(folder)
 
     def _then(self, first: Iterator[Place], second: Iterator[Place]) -> Iterator[Place]:
         yield from first
         yield from second
+
+    def awaited(self, ended: Iterable[tuple[str, Place]]) -> bool:
+        """Whether others wait for any of these, so that they should not tarry; as last listed."""
+        return bool(self.waited_for) and any(one in self.waited_for for one, _ in ended)
 
     def finish(self, ids: list[str]) -> None:
         """The same at the end, all at once."""
         self.ended(ids)
         while self.step(AT_ONCE):
             pass
+        self._left.put(None)
+        self._thread.join()
 
-    def step(self, count: int) -> int:
-        """Move on up to `count` children; how many were moved.
+    def step(self, count: int) -> list[Place]:
+        """Move on up to `count` children; where to.
 
         What a fault of the file system cuts short is begun anew with the next step.
         """
         if self.empty:
-            return 0
+            return []
         try:
-            moved = sum(1 for _ in islice(self._moving, count))
+            moved = list(islice(self._moving, count))
         except BaseException:
-            self._moving = advance.children(self.owner, self._parents.copy())
+            self._moving = self._children(self._parents.copy())
             raise
-        if moved < count:
+        if len(moved) < count:
             self._parents.clear()
         return moved

@@ -40,7 +40,7 @@ from spool.launcher.staging import Staging
 from spool.queue import advance, claim, files, layout, watch
 from spool.queue.claim import Claimer
 from spool.queue.journal import Journal
-from spool.queue.layout import Tree
+from spool.queue.layout import State, Tree
 from spool.queue.owner import Owner
 from spool.queue.shape import Shape
 
@@ -51,6 +51,7 @@ FULL_PAUSE_S, MARGIN_S, LEAVE_S = 5.0, 5.0, 5.0
 MARGIN_EACH_S = 0.005  # of the end of its time, for each task that still runs
 TELL_WHY_S = 10.0
 PACE_S = 0.25
+LINGER_S = 2.0  # of a hand, where tasks wait for others: more may come
 HURRIED = 20.0  # starts a second on each core: tasks last milliseconds
 BELL = signal.SIGUSR1
 SIGNALS = {BELL, signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, WAKE}
@@ -344,8 +345,9 @@ class Launcher:
             self.claimed.extend(ordered)
 
     def _move_some(self) -> int:
-        """Move a slice of ended tasks; begin a sync at once when slots are idle."""
+        """Move a slice of ended tasks; begin a sync at once when slots are idle, or others wait."""
         idle = self.nothing_to_claim and not self.claimed and self.book.free > 0
+        idle = idle or self.heirs.awaited(self.batch.gathered)
         try:
             moved = self.batch.step(self.slice, now=idle)
         except (FileSystemFault, OSError) as fault:
@@ -358,10 +360,11 @@ class Launcher:
             self.journal.write()
         if self.batch.finals and not self.batch.moving:
             self.heirs.ended(self.batch.finals)
-        if heirs := self.heirs.step(self.slice):
-            self.nothing_to_claim = False
-            self.picker.claimer.lanes.clear()  # they may have opened new ones
-        return moved + heirs
+        for place in (heirs := self.heirs.step(self.slice)):
+            if place.state is State.READY:
+                self.nothing_to_claim = False
+                self.picker.claimer.add(place.group)
+        return moved + len(heirs)
 
     # -- once a second ---------------------------------------------------------------------------
 
@@ -486,7 +489,8 @@ class Launcher:
         if not (self.batch.empty and self.heirs.empty and self.nothing_to_claim):
             return False
         if self.wishes.hand_of:
-            return not self._new_lanes()
+            lingers = LINGER_S if self.heirs.waited_for else 0.0
+            return clock.now() >= self.busy_at + lingers and not self._new_lanes()
         if self.chores.busy or not self.lookout.settled or self.wishes.idle_s is None:
             return False
         leave_at = self.busy_at + self.wishes.idle_s
@@ -495,7 +499,9 @@ class Launcher:
             return False
         if self.lookout.door.under_way:
             leave_at = max(leave_at, self.busy_at + self.settings.door_quiet_s + 2 * TICK_S)
-        return clock.now() >= leave_at and not self._new_lanes()
+        if clock.now() < leave_at or advance.catch_up(self.owner):
+            return False
+        return not self._new_lanes()
 
     def _new_lanes(self) -> bool:
         """Whether READY got a lane since our last look: by a retry, a takeover, the door, ..."""

@@ -178,8 +178,7 @@ class Stager:
             moved = self.batch.step(MOVED_AT_ONCE, now=True)
             if self.batch.finals and not self.batch.moving:
                 self.heirs.ended(self.batch.finals)
-                self.batch.finals.clear()
-            if moved + self.heirs.step(MOVED_AT_ONCE):
+            if self.heirs.step(MOVED_AT_ONCE) or moved:
                 self.tick_at = 0.0
                 return False
             return self._may_leave()

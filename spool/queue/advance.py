@@ -75,15 +75,25 @@ def release_due(me: Owner, limit: int = SLICE) -> int:
 
 def parents_waited_for(tree: Tree) -> set[str]:
     """The ids of all tasks that some other lies under."""
-    return {group for group in files.names(tree.state(State.WAITING)) if layout.parse_id(group)}
+    names = files.names(tree.state(State.WAITING))
+    return {name for name in names if not layout.is_no_parent(name)}
 
 
-def children(me: Owner, ended: Iterable[str], kin: Lookup | None = None) -> Iterator[Place]:
-    """Move on all that waits under tasks that have ended; where each went, one by one."""
+def children(
+    me: Owner,
+    ended: Iterable[str],
+    kin: Lookup | None = None,
+    drop: Callable[[str], object] = files.remove_folder,
+) -> Iterator[Place]:
+    """Move on all that waits under tasks that have ended; where each went, one by one.
+
+    `drop` is called with each folder that they have left.
+    """
     left = deque(ended)
     kin = Lookup(me.tree) if kin is None else kin
     while left:
-        for name, place in _children_of(me.tree, left.popleft(), _teller(me, kin), kin):
+        parent, tell = left.popleft(), _teller(me, kin)
+        for name, place in _children_of(me.tree, parent, tell, kin, drop):
             yield place
             if place.state in FINAL:  # it failed with its parent, and so may its own children
                 left.append(name)
@@ -149,14 +159,20 @@ class Sweep:
         return sum(1 for _ in children(self.me, again, kin)) if again else 0
 
 
-def _children_of(tree: Tree, parent: str, tell: Tell, kin: Lookup) -> Iterator[tuple[str, Place]]:
+def _children_of(
+    tree: Tree,
+    parent: str,
+    tell: Tell,
+    kin: Lookup,
+    drop: Callable[[str], object] = files.remove_folder,
+) -> Iterator[tuple[str, Place]]:
     folder = tree.group(State.WAITING, parent)
     found = files.names(folder)
     for name in found:
         if (place := _move_on(tree, parent, name, tell, kin)) is not None:
             yield name, place
     if found:
-        files.remove_folder(folder)
+        drop(folder)
 
 
 def _move_on(

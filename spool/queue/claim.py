@@ -68,12 +68,21 @@ class Claimer:
             else:
                 lanes.append(group)
         self.random.shuffle(lanes)
+        self._arrange(lanes)
+        return self.lanes
+
+    def _arrange(self, lanes: list[str]) -> None:
         lanes.sort(key=shape.order)
         self.rows = {}
         for lane in lanes:
             self.rows.setdefault(_row(lane), []).append(lane)
         self.shapes = {wanted for wanted, _ in self.rows}
-        return self.lanes
+
+    def add(self, lane: str) -> None:
+        """A lane that we have just put a task into: known without listing READY."""
+        if lane in self.rows.get(_row(lane), ()):
+            return
+        self._arrange([*self.lanes, lane])
 
     @property
     def lanes(self) -> list[str]:

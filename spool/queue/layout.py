@@ -55,6 +55,7 @@ FOLDERS = ("apps", "tmp", *State, "launchers", "allocations", "journal", "seen",
 
 _NAME = rf"[A-Za-z0-9][A-Za-z0-9._+-]{{0,{NAME_LONGEST - 1}}}"
 _ID = r"([A-Za-z0-9][A-Za-z0-9._+-]{0,79})\.([0-9]{8}-[a-z0-9]{2})-([a-z0-9]{10})"
+_ID_PATTERN = re.compile(_ID).fullmatch
 _SHARD = r"[0-9]{8}-[a-z0-9]{2}"
 _UNTIL = r"until@([0-9]{10})"
 _OWNER = r"([a-z]+)\.([A-Za-z0-9._-]+)\.([0-9a-f]{8})\.([0-9]+)\.([a-z0-9]{6})"
@@ -91,8 +92,13 @@ def as_name(text: str) -> str:
 
 def parse_id(text: str) -> TaskId | None:
     """The parts of a well-formed id, else None."""
-    found = re.fullmatch(_ID, text) if len(text) <= ID_LONGEST else None
+    found = _ID_PATTERN(text) if len(text) <= ID_LONGEST else None
     return TaskId(*found.groups()) if found else None
+
+
+def is_no_parent(group: str) -> bool:
+    """Whether a group of WAITING is none of a task: held@SHARD, until@MINUTE, or nobody's."""
+    return group.startswith(("held@", "until@", ".")) or parse_id(group) is None
 
 
 def is_parent_group(state: State, group: str) -> bool:
