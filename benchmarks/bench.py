@@ -10,6 +10,7 @@ import argparse
 import sys
 from collections.abc import Callable
 
+import arrays
 import bulk
 import chains
 import cold_start
@@ -24,6 +25,7 @@ from measure import Line, Scale
 BENCHMARKS: dict[str, Callable[[Scale], list[Line]]] = {
     "no-op": no_op.lines,
     "submit": bulk.lines,
+    "arrays": arrays.lines,
     "cold-start": cold_start.lines,
     "metadata": metadata.lines,
     "chains": chains.lines,

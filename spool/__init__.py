@@ -13,16 +13,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from spool.api import Spool, Task
+    from spool.api import Array, Spool, Task
     from spool.errors import SpoolError
 
-__all__ = ["Spool", "SpoolError", "Task", "__version__"]
+__all__ = ["Array", "Spool", "SpoolError", "Task", "__version__"]
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
     """Load the API only where it is used, so that the command line starts fast."""
-    if name in ("Spool", "Task"):
+    if name in ("Array", "Spool", "Task"):
         from spool import api
 
         return getattr(api, name)

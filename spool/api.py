@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from spool import config, units
+from spool.array import Array as Array
 from spool.errors import ManifestError, NoSuchTask
 from spool.queue import (
     control,
@@ -184,6 +185,40 @@ class Spool:
             submitter.finish()
         yield from self._handles(shown)
 
+    def submit_array(
+        self,
+        command: Command | None = None,
+        *,
+        array: str | range | Iterable[Any],
+        chunk: int = 0,
+        **keys: Any,
+    ) -> Array:
+        """Submit an array durably: one command, many elements, in few directories.
+
+        array is a range ("0-99999", range(10)), or a value for each element: a text, a number, or
+        a mapping of names. `{}`, or `{name}`, stands for it in the words and the environment.
+        Raises ManifestError, DiskFull.
+        """
+        from spool import array_source
+        from spool.queue.submit_array import submit_array
+
+        if isinstance(array, range) and array and array.step > 0 and array.start >= 0:
+            array = f"{array[0]}-{array[-1]}:{array.step}"
+        if isinstance(array, str):
+            found = array_source.from_text(array)
+        else:
+            found = array_source.from_values(array, "array")
+        keys = keys if command is None else {**keys, "command": _words(command)}
+        array_source.check_places(keys, found)
+        wanted = manifest.from_mapping(_with_ids({**keys, "array": found.array}), "submit")
+        ids = submit_array(self._tree, wanted, found.values, chunk=chunk)
+        return Array(self._tree, self.settings, layout.array_of(ids[0]))
+
+    def array(self, array_id: str) -> Array:
+        """The array of an id. Raises NoSuchTask."""
+        found = Array(self._tree, self.settings, layout.array_of(array_id))
+        return found if found.chunks else found
+
     def _handles(self, shown: list[str]) -> Iterator[Task]:
         ready = shown.copy()
         shown.clear()
@@ -218,12 +253,12 @@ class Spool:
         found = select.find(self._tree, chosen)
         return (Task(self._tree, spot.id) for spot in found)
 
-    def wait(self, tasks: Iterable[Task | str], timeout: float | None = None) -> bool:
+    def wait(self, tasks: Iterable[Task | Array | str], timeout: float | None = None) -> bool:
         """Wait until all are finished, failed, cancelled or removed; False after `timeout` s.
 
         Raises NoSuchTask: what was given is no id.
         """
-        ids = [task if isinstance(task, str) else task.id for task in tasks]
+        ids = [task_id for task in tasks for task_id in _ids_of(task)]
         if strangers := [one for one in ids if layout.parse_id(one) is None]:
             raise NoSuchTask(f"{strangers[0]!r} is no task id; look it up with Spool.task")
         return wait.wait(wait.Pending(self._tree, ids), timeout)
@@ -264,9 +299,16 @@ def _with_ids(keys: dict[str, Any]) -> dict[str, Any]:
     plain = {key: value.id if isinstance(value, Task) else value for key, value in keys.items()}
     if "after" in plain:
         after = plain["after"]
-        some = [after] if isinstance(after, str) else after
-        plain["after"] = [one.id if isinstance(one, Task) else one for one in some]
+        some = [after] if isinstance(after, (str, Array)) else after
+        plain["after"] = [task_id for one in some for task_id in _ids_of(one)]
     return plain
+
+
+def _ids_of(one: Task | Array | str) -> list[str]:
+    """The ids of what was given: of an array those of its chunks."""
+    if isinstance(one, Array):
+        return one.chunks
+    return [one if isinstance(one, str) else one.id]
 
 
 def _none_rejected(rejected: Iterable[tuple[str, str]]) -> None:

@@ -57,6 +57,28 @@ def from_csv(
     return (_from_record(record, f"{where}:{record.number}", sheet) for record in records)
 
 
+def rows(
+    lines: Iterable[bytes], where: str, delimiter: str
+) -> tuple[list[str], Iterator[dict[str, str]]]:
+    """The columns of a table that have a name, and its rows. Raises ManifestError."""
+    records = _records(lines, delimiter)
+    columns = _columns(next(records, _Record(1, [], "")), where, ours=True)
+    return [one for one in columns if one], _rows(records, columns, where)
+
+
+def _rows(records: Iterable[_Record], columns: list[str], where: str) -> Iterator[dict[str, str]]:
+    unnamed = "" in columns
+    for number, cells, fault in records:
+        if not fault and len(cells) != len(columns):
+            fault = f"has {len(cells)} cells, the header has {len(columns)}"
+        if fault:
+            raise ManifestError(f"{where}:{number}: {fault}")
+        row = dict(zip(columns, cells, strict=True))
+        if unnamed:
+            del row[""]
+        yield row
+
+
 def _from_record(record: _Record, where: str, sheet: _Sheet) -> Item:
     if fault := record.fault or sheet.misfit(record.cells):
         return Rejected(where, fault)
@@ -102,7 +124,8 @@ def _records(lines: Iterable[bytes], delimiter: str) -> Iterator[_Record]:
             yield _Record(number, cells, fault)
 
 
-def _columns(header: _Record, where: str) -> list[str]:
+def _columns(header: _Record, where: str, *, ours: bool = False) -> list[str]:
+    """The names in a header; `ours`: none of them sets a key of the manifest."""
     where = f"{where}:{header.number}"
     columns = [cell.strip() for cell in header.cells]
     named = [column for column in columns if column]
@@ -113,7 +136,7 @@ def _columns(header: _Record, where: str) -> list[str]:
     for column in named:
         if named.count(column) > 1:
             raise ManifestError(f"{where}: two columns are named {column!r}; rename one of them")
-        if column in manifest.PLANNED:
+        if column in manifest.PLANNED and not ours:
             raise ManifestError(
                 f"{where}: column {column!r} is a key that this version does not support yet;"
                 " rename the column if it is your own"

@@ -19,7 +19,7 @@ FLOORS = (
     ("errors", "units", "config"),
     ("queue",),
     ("launcher", "service", "report"),
-    ("api", "sources", "csv_source", "template", "workflow"),
+    ("api", "array", "array_source", "sources", "csv_source", "template", "workflow"),
     ("commands",),
     ("cli",),
 )
@@ -41,6 +41,7 @@ TREE_CALLS = {
 OTHER_CALLS = {
     ("queue/processes.py", "os", "listdir", '"/proc"'): "the process table",
     ("launcher/nodes.py", "os", "listdir", '"/dev"'): "the GPUs' devices",
+    ("launcher/chunk.py", "os", "unlink", "name"): "a runner's own, which knows no spool",
     ("queue/submit.py", "os", "listdir", "source"): "a user's own folder, given with --dir",
 }
 """The exceptions, with what they look at instead of the tree."""

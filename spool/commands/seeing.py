@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import click
 
-from spool.commands import shared
+from spool.commands import arrays, shared
 from spool.errors import NoSuchTask, SpoolError
 from spool.queue import files, history, layout, select, tasks
 from spool.queue.layout import FINAL, State, Tree
@@ -22,28 +23,39 @@ task_argument = click.argument("word", metavar="TASK", shell_complete=shared.com
 
 @click.command("ls")
 @shared.selection_options
+@click.option("--elements", "deep", is_flag=True, help="The elements of arrays, a line each.")
 @shared.as_json
 @click.pass_context
-def ls_command(ctx: click.Context, /, as_json: bool, **keys: Any) -> None:
-    """List tasks: state, group, id.
+def ls_command(ctx: click.Context, /, as_json: bool, deep: bool, **keys: Any) -> None:
+    """List tasks: state, group, id; an array in one line, with counts of its elements.
 
     \b
       spool ls                        everything
       spool ls 'scan-*' --state FAILED
       spool ls --workflow g2 --since 2h --json
+      spool ls 'fit.26112215-4k-k3f9x2q7bd[3-9]'    elements of an array
     """
     from spool.report import tables
 
     tree, _ = shared.tree_of(ctx)
     chosen = shared.selection(keys)
     found = False
-    for spot in select.find(tree, chosen):
+    if deep or any(select.split(select.plain_word(word))[1] for word in chosen.words):
+        found = arrays.show_elements(tree, select.find(tree, chosen), chosen.words, js=as_json)
+        chosen_spots: Iterable[Spot] = ()
+    else:
+        chosen_spots = select.find(tree, chosen)
+    by_array = arrays.Lines(tree, chosen.words)
+    for spot in chosen_spots:
         found = True
+        if by_array.takes(spot):
+            continue
         if as_json:
             path = shared.printable(spot.path(tree))
             shared.print_json({**shared.shown(spot)._asdict(), "path": path})
         else:
             click.echo(tables.listing(shared.shown(spot)))
+    by_array.show(as_json=as_json)
     if chosen.words and not found:
         raise NoSuchTask(f"no task matches {' '.join(chosen.words)!r}. Run: spool ls")
 
@@ -92,6 +104,11 @@ def read(tree: Tree, spot: Spot) -> tuple[Spot, Task]:
 def show_command(ctx: click.Context, word: str, as_json: bool) -> None:
     """Show one task: what it asks for, what became of it and why, the end of its output."""
     tree, _ = shared.tree_of(ctx)
+    if (element := arrays.one(tree, word)) is not None:
+        arrays.show_one(tree, *element, as_json=as_json)
+        return
+    if arrays.show_array(tree, word, as_json=as_json):
+        return
     spot = select.one(tree, word)
     try:
         spot, found = read(tree, spot)
@@ -209,8 +226,12 @@ def log_command(
     \b
       spool log hi-1            all of it
       spool log -f hi-1         as it comes
+      spool log 'ARRAY-ID[17]'  of one element of an array
     """
     tree, _ = shared.tree_of(ctx)
+    if arrays.print_log(tree, word, follow=follow, lines=lines, errors=errors):
+        return
+    arrays.refuse_whole(tree, word)
     spot = select.one(tree, word)
     name = layout.ERRORS if errors else layout.OUTPUT
     there = f"{spot.path(tree)}/{name}"
@@ -301,7 +322,8 @@ def wait_command(ctx: click.Context, /, timeout: str | None, as_json: bool, **ke
 
     tree, _ = shared.tree_of(ctx)
     ids = [spot.id for spot in select.find(tree, shared.selection(keys))]
-    ids = [task_id.removesuffix(layout.ARRIVING) for task_id in ids]
+    late = layout.ARRIVING
+    ids = [layout.parse_arriving(one)[0] if one.endswith(late) else one for one in ids]
     if not ids:
         raise NoSuchTask("no task matches. Run: spool ls")
     named = [task_id for task_id in ids if layout.parse_id(task_id)]

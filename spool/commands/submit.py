@@ -19,7 +19,6 @@ from spool.queue.manifest import Manifest
 from spool.queue.submit import Fill
 
 PATH = click.Path()  # for the shell's completion; what is wrong with one is told elsewhere
-NOT_YET = {"array": "arrays (--array, for now --each)"}
 
 
 @click.command("submit", context_settings={"allow_interspersed_args": False})
@@ -74,7 +73,9 @@ NOT_YET = {"array": "arrays (--array, for now --each)"}
 @click.option("--output", type=click.Choice(["together", "apart", "none"]), help="stdout, stderr.")
 @stage_options
 @click.option("--fresh", is_flag=True, help="Move an earlier attempt's files aside first.")
-@click.option("--array", hidden=True)
+@click.option("--array", metavar="0-99999|a,b,c", help="One array: elements in few directories.")
+@click.option("--array-from", metavar="FILE", type=PATH, help="An element a row or line.")
+@click.option("--chunk", type=click.IntRange(1), help="Elements of an array in one directory.")
 @shared.as_json
 @click.pass_context
 def submit_command(ctx: click.Context, /, **keys: Any) -> None:
@@ -90,14 +91,16 @@ def submit_command(ctx: click.Context, /, **keys: Any) -> None:
       spool submit run.sh 7            a script with lines: #SPOOL --cores 4
       spool submit --dir inputs/ -- ./solve mesh.h5
       spool submit --workflow-file g2.toml --set molecule=H2O,CH4 --dry-run
+      spool submit --array 0-99999 -- ./simulate --seed {}
+      spool submit --array-from runs.csv --chunk 100 -- ./simulate --t {temperature}
       spool submit --after prepare.26112215-00-ebmfqudxpa -- ./reduce
     """
     keys = _with_directives(ctx, keys)
-    for key, what in NOT_YET.items():
-        if keys.pop(key):
-            raise click.UsageError(f"{what} are not supported yet by this version")
     tree, _ = shared.tree_of(ctx)
     bulk = {key: keys.pop(key) for key in ("source", "form", "each", "each_line")}
+    array = {key: keys.pop(key) for key in ("array", "array_from", "chunk")}
+    if keys["workflow_file"] and any(array.values()):
+        raise click.UsageError("an array is submitted alone; --workflow-file says what to submit")
     if _workflow_file(tree, keys):
         return
     move = keys["move"]
@@ -105,10 +108,17 @@ def submit_command(ctx: click.Context, /, **keys: Any) -> None:
     fill = _filler(keys)
     if fill is None and not keys["app"]:
         keys["command"] = _found_here(keys["command"])
-    if bulk["form"] and not bulk["source"]:
-        raise click.UsageError("--format goes with --from")
+    if bulk["form"] and not (bulk["source"] or array["array_from"]):
+        raise click.UsageError("--format goes with --from or --array-from")
     as_json, whole = keys.pop("as_json"), keys.pop("all_or_nothing")
     template = _template(keys)
+    if any(array.values()):
+        if move or keys.get("replaces") or any(bulk[key] for key in bulk if key != "form"):
+            raise click.UsageError("an array is submitted alone; --each, --from make tasks")
+        _outside(tree, folder)
+        template = _with_kin(tree, template)
+        _submit_array(tree, array, bulk["form"], template, fill, as_json=as_json)
+        return
     if any(bulk.values()):
         if keys.get("replaces"):
             raise click.UsageError("--replaces gives one task's place to one other")
@@ -294,6 +304,40 @@ def _script_words(script: str, name: str) -> tuple[str, ...]:
     with open(script, "rb") as file:
         runs_itself = file.read(2) == b"#!"  # its copy is made executable
     return (f"./{name}",) if runs_itself else ("/bin/sh", f"./{name}")
+
+
+# -- arrays --------------------------------------------------------------------------------------
+
+
+def _submit_array(
+    tree: Tree,
+    asked: dict[str, Any],
+    form: str | None,
+    template: dict[str, Any],
+    fill: Fill | None,
+    *,
+    as_json: bool,
+) -> None:
+    from spool import array_source
+    from spool.queue.submit_array import submit_array
+
+    if bool(asked["array"]) == bool(asked["array_from"]):
+        raise click.UsageError("say which elements, by --array or by --array-from")
+    if asked["array"]:
+        found = array_source.from_text(asked["array"])
+    else:
+        found = array_source.from_file(asked["array_from"], form)
+    array_source.check_places(template, found)
+    wanted = manifest.from_mapping({**template, "array": found.array}, "submit")
+    chunk = asked["chunk"] or 0
+    ids = submit_array(tree, wanted, found.values, chunk=chunk, fill=fill)
+    assert wanted.elements is not None
+    array_id, size = layout.array_of(ids[0]), wanted.elements.size
+    if as_json:
+        shared.print_json({"id": array_id, "elements": size, "chunks": len(ids)})
+        return
+    _print_ids([array_id], as_json=False)
+    click.echo(f"submitted {size:,} elements in {len(ids):,} chunks", err=True)
 
 
 # -- many ----------------------------------------------------------------------------------------

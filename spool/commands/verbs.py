@@ -76,8 +76,9 @@ def act_on(
         raise click.UsageError(f"say which tasks (ids, --state, --workflow, ...), or {verb} --all")
     tree, settings = shared.tree_of(ctx)
     named = bool(chosen.words) and not any(mark in word for word in chosen.words for mark in "*?[")
-    found = select.find(tree, chosen)
+    found = _chunks_that_can(select.find(tree, chosen), verb, chosen, states)
     spots = _spots(found, states, named=named or bool(chosen.states))
+    words["elements"] = lambda task_id: select.elements(chosen.words, task_id)
     met: set[str] = set()
     with control.verb(tree, settings, verb, **words) as by:
         outcomes = shared.counted(_noted(control.each(act, by, _once(spots, met)), met), "tasks")
@@ -87,6 +88,18 @@ def act_on(
 def _spots(found: Iterable[Spot], states: tuple[State, ...], *, named: bool) -> Iterable[Spot]:
     """What was named is tried, and refused with a reason; a wide choice means what can be."""
     return found if named else (spot for spot in found if spot.state in states)
+
+
+def _chunks_that_can(
+    found: Iterable[Spot], verb: str, chosen: Selection, states: tuple[State, ...]
+) -> Iterator[Spot]:
+    """Of an array's chunks, where neither they nor elements were named, those that can be meant."""
+    exact = set(map(select.plain_word, chosen.words))
+    for spot in found:
+        by_itself = "@" not in spot.id or spot.id in exact
+        can = spot.state in states and not (verb == "retry" and spot.state is State.FINISHED)
+        if by_itself or can or select.elements(chosen.words, spot.id) is not None:
+            yield spot
 
 
 def _once(found: Iterable[Spot], met: set[str]) -> Iterator[Spot]:

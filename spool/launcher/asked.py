@@ -12,10 +12,10 @@ import msgspec
 
 from spool import units
 from spool.errors import ManifestError
-from spool.launcher import clock
+from spool.launcher import chunks, clock, run
 from spool.launcher.run import Running
 from spool.launcher.stopping import Stops
-from spool.queue import claim, files, manifest
+from spool.queue import array, claim, files, manifest
 from spool.queue.owner import Owner
 from spool.queue.tasks import Task
 
@@ -38,7 +38,9 @@ def of_running(
         change(owner, running.task, said)
     except (ManifestError, FileNotFoundError) as fault:
         return str(fault)
-    limit = running.task.manifest.time_limit_s
+    if running.task.manifest.array:
+        chunks.changed(running)
+    limit = run.limit_s(running.task)
     running.limit_at = running.started_at + limit if limit else 0.0
     stops.enforce(clock.now())
     return ""
@@ -68,8 +70,12 @@ def change(owner: Owner, task: Task, said: dict[str, Any]) -> None:
     changes = said.get("set")
     if not isinstance(changes, dict):
         raise ManifestError(f"{task.id}: the request names no keys to change")
+    if "skip" in changes and isinstance(changes["skip"], str):
+        manifest.changed(task.manifest, changes, task.id)
+        skip = array.parse_some(task.manifest.skip) | array.parse_some(changes["skip"])
+        changes = {**changes, "skip": str(skip)}
     wanted = manifest.changed(task.manifest, changes, task.id)
-    event = {**said, "time": units.now_stamp(), "what": "change"}
+    event = {**said, "set": changes, "time": units.now_stamp(), "what": "change"}
     claim.write_line(owner, task, event, sync=True)
     task.manifest = wanted
 

@@ -15,7 +15,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
-from spool.launcher.nodes import Grant, Node, Room, needs
+from spool.launcher.nodes import Grant, Node, Room, joined, needs
 from spool.queue.shape import Shape
 
 Grants = tuple[Grant, ...]
@@ -86,6 +86,17 @@ class Book:
         if shape == self.kept_for:
             self.keep(None)
         return grants
+
+    def widen(self, grants: Grants, shape: Shape, waiting: int) -> Grants:
+        """What a chunk was given, and of the room left its share, for more of its elements.
+
+        `waiting` others want room too. Nothing more is given where elements need GPUs.
+        """
+        room = self.rooms[grants[0].node]
+        spare = 0 if shape.gpus else room.count(shape) // (waiting + 1)
+        more = tuple(room.grant(shape) for _ in range(min(spare, shape.elements - 1)))
+        self._settle(more, -1)
+        return (joined((*grants, *more)),) if more else grants
 
     def give(self, grants: Grants) -> None:
         """Take back what a task had."""

@@ -19,7 +19,7 @@ from enum import Enum
 from typing import Any, NamedTuple
 
 from spool.errors import FileSystemFault, ManifestError
-from spool.launcher import asked, clock, ending, run
+from spool.launcher import asked, chunks, clock, ending, run
 from spool.launcher.book import Grants
 from spool.launcher.children import Children, become_subreaper
 from spool.launcher.guard import Guard
@@ -176,11 +176,15 @@ class Crew:
         del self.running[running.pid]
         self.mpiruns -= running.shape.mpi
         self.guard.ended(running.pid)
-        if running.stopping == "interrupted" or self._was_fenced(status):
-            what = running.stopping or "lost"
+        array = bool(running.task.manifest.array)
+        short = chunks.cut_short(running, status) if array and not running.stopping else ""
+        if short or running.stopping == "interrupted" or self._was_fenced(status):
+            what = running.stopping or short or "lost"
             running.end = {**run.exit_event(running, self.owner.name), "what": what}
         else:
             running.end = run.ended(running, self.owner.name, status, used, self.peak_kb)
+        if array:
+            running.end["elements"] = chunks.counts(running)
         if self.hold_s and running.end["what"] == "exit" and _was_killed(running):
             self.doubtful.append((clock.now() + self.hold_s, running))
         else:
@@ -260,6 +264,12 @@ class Crew:
             running.end = {**run.exit_event(running, self.owner.name), "what": why}
             self.ended.append(running)
         self.doubtful.clear()
+
+    def drain(self) -> None:
+        """Let the chunks of arrays that run start no more of their elements."""
+        for running in self.running.values():
+            if running.task.manifest.array and not running.stopping:
+                chunks.drain(running)
 
     def answer(self, verb: str, task_id: str, said: dict[str, Any]) -> str | None:
         """Do what was asked of a task that runs; why it was not possible. None: it is not here."""

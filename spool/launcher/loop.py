@@ -293,7 +293,7 @@ class Launcher:
         """Start a claimed task if there is room; False: it is still only claimed."""
         before = self.places.started
         try:
-            dealt_with = self.places.start(task_id, wanted)
+            dealt_with = self.places.start(task_id, wanted, len(self.claimed) + self.picker.known)
         except (FileSystemFault, OSError) as fault:
             self._pause(fault)
             return False
@@ -470,10 +470,10 @@ class Launcher:
         if got is signal.SIGINT and not self.draining:
             self.draining = True
             self.hands.recall(got)
+            self.crew.drain()
             if self.ranks:
                 self.ranks.recall()
-            still = f"{self.running_count} tasks still run"
-            self.log(f"draining: {still}; Ctrl-C again interrupts them")
+            self.log(f"draining: {self.running_count} still run; Ctrl-C again interrupts them")
         elif not self.interrupting:
             self._interrupt(f"{got.name} came")
         self.tick_at = 0.0

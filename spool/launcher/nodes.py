@@ -47,6 +47,14 @@ class Grant:
     per_node: int = 0
 
 
+def joined(grants: tuple[Grant, ...]) -> Grant:
+    """One grant of all that several on one node have."""
+    first = grants[0]
+    cpus = tuple(cpu for one in grants for cpu in one.cpus)
+    memory_mb = sum(one.memory_mb for one in grants)
+    return Grant(cpus, first.gpus, memory_mb, first.node, first.per_node)
+
+
 def needs(shape: Shape, node: Node) -> int:
     """The cores a task of this shape needs on a node: its own, or its even share of the node's."""
     own = shape.cores * shape.ranks

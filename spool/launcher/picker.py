@@ -222,6 +222,11 @@ class Picker:
         counts = Counter(why for why in whys if why)
         return [f"left in READY: {count} lanes {why}" for why, count in sorted(counts.items())]
 
+    @property
+    def known(self) -> int:
+        """At least so many tasks lay in READY when it was last listed, and were not claimed."""
+        return self.claimer.known
+
     def tally(self) -> str:
         """How many tasks are READY and why none of them starts, in one line."""
         now, counts, more = clock.now(), Counter[str](), len(self.claimer.lanes) - COUNTED_LANES

@@ -48,8 +48,11 @@ class Places:
         self.lost: deque[str] = deque()
         self.left: Leftovers | None = None
 
-    def start(self, task_id: str, wanted: Shape) -> bool:
-        """Start a task if there is room; False: it is still only claimed."""
+    def start(self, task_id: str, wanted: Shape, waiting: int = 0) -> bool:
+        """Start a task if there is room; False: it is still only claimed.
+
+        waiting: so many others are known to want room.
+        """
         if wanted.mpi and not self._may_start_mpirun():
             return False
         limits = self.gate.limits_of(task_id, wanted)
@@ -58,6 +61,8 @@ class Places:
         if not self._tokens_for(task_id, limits, grants):
             self.give_back(task_id, wanted)
             return True
+        if wanted.elements > 1 and not limits:  # a token is for one at a time
+            grants = self.book.widen(grants, wanted, waiting)
         if self.ranks and grants[0].node and not wanted.mpi:
             self.ranks.start(task_id, wanted, grants)
         else:

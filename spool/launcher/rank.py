@@ -251,6 +251,7 @@ class Rank:
                 self.post.add(0, orders.Back(task_id))
 
     def _recall(self) -> None:
+        self.crew.drain()
         for queue in self.followers.values():
             for task_id in queue:
                 self.post.add(0, orders.Back(task_id))

@@ -120,7 +120,7 @@ class Starter:
         self._write_start(task, line, rerun)
         history.tell(task.story, event)
         running = Running(task, shape, grants, attempt, now, clock.now(), last_line=line)
-        if limit := task.manifest.time_limit_s:
+        if limit := limit_s(task):
             running.limit_at = running.started_at + limit
         try:
             if task.manifest.inputs and task.story.prepared is None:  # else its stager did it
@@ -148,6 +148,10 @@ class Starter:
         if task.manifest.container or task.manifest.setup:
             templates = dict(self.owner.settings.containers)
             words = wrapping.wrapped(words, task.manifest, task.path, templates)
+        if task.manifest.array:
+            from spool.launcher import chunks  # which knows what runs
+
+            return chunks.prepare(running, words, pin=self.pin)
         if not shape.mpi:
             return words
         if (flavour := self.mpirun()) is None:
@@ -204,6 +208,8 @@ class Starter:
         """The files that stdout and stderr go to, one for both or one each."""
         if task.manifest.output == "none":
             return [os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)]
+        if task.manifest.array:  # of its runner alone, which says little
+            return [files.open_log(f"{task.path}/{layout.OUTPUT}")]
         opened = [open_fresh(f"{task.path}/{layout.OUTPUT}")]
         if task.manifest.output == "apart":
             opened.append(open_fresh(f"{task.path}/{layout.ERRORS}"))
@@ -236,7 +242,8 @@ class Starter:
         task, grant = running.task, running.grants[0]
         wanted = task.manifest
         made: dict[str, str] = {}
-        threads = str(len(grant.cpus))
+        width = len(grant.cpus) // running.shape.cores if wanted.array else 1
+        threads = str(len(grant.cpus) // width)
         for variable in THREADS:
             made[variable] = threads
         if grant.gpus or self.hide_gpus:
@@ -252,7 +259,7 @@ class Starter:
         if grant.gpus:
             made["SPOOL_GPUS"] = ",".join(grant.gpus)
         if grant.memory_mb:
-            made["SPOOL_MEMORY_MB"] = str(grant.memory_mb)
+            made["SPOOL_MEMORY_MB"] = str(grant.memory_mb // width)
         if wanted.after and len(said := " ".join(wanted.after)) <= LONGEST_VARIABLE:
             made["SPOOL_PARENTS"] = said
         if wanted.setup:
@@ -270,6 +277,11 @@ class Starter:
         reason = str(fault) if isinstance(fault, SpoolError) else program_fault(running, fault)
         code = NOT_FOUND if missing else NOT_RUNNABLE
         return {**exit_event(running, self.owner.name), "code": code, "error": reason}
+
+
+def limit_s(task: Task) -> float:
+    """The seconds a task may run; 0: for ever, as a chunk, whose elements have the limit."""
+    return 0.0 if task.manifest.array else task.manifest.time_limit_s
 
 
 def cores_per_rank(running: Running) -> int:

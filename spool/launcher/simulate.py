@@ -231,6 +231,9 @@ class Simulated:
     def beat(self) -> None:
         """There is no guard."""
 
+    def drain(self) -> None:
+        """Nothing runs that could be told."""
+
     def answer(self, verb: str, task_id: str, said: dict[str, Any]) -> str | None:
         """Why a request cannot be met; None: the task is not here."""
         return "it is only simulated" if task_id in self.running else None

@@ -15,6 +15,7 @@ from spool.launcher import clock
 from spool.launcher.run import Running
 from spool.queue import manifest
 
+RUNNER_S = 5.0
 AGAIN_S = 1.0  # between one KILL and the next, should a task take that long to die
 
 
@@ -43,7 +44,7 @@ class Stops:
         """Ask a task to end, and see to it that it does after its grace."""
         wanted = running.task.manifest
         running.stopping = why
-        running.kill_at = clock.now() + units.duration(wanted.grace)
+        running.kill_at = clock.now() + grace_s(running)
         _signal(running, manifest.signal_number(wanted.signal))
         self.watch(running)
 
@@ -56,8 +57,14 @@ class Stops:
     @property
     def longest_grace_s(self) -> float:
         """How long the most patient task may take to end."""
-        graces = (units.duration(one.task.manifest.grace) for one in self.running.values())
+        graces = map(grace_s, self.running.values())
         return max(graces, default=0.0)
+
+
+def grace_s(running: Running) -> float:
+    """How long a task may take to end; the runner of a chunk tells the ends of its elements too."""
+    wanted = running.task.manifest
+    return units.duration(wanted.grace) + (RUNNER_S if wanted.array else 0.0)
 
 
 def _signal(running: Running, number: int) -> None:

@@ -29,6 +29,7 @@ from spool.queue import (
     advance,
     apps,
     claim,
+    elements,
     faults,
     files,
     history,
@@ -42,7 +43,7 @@ from spool.queue.kinds import Input
 from spool.queue.manifest import Manifest
 from spool.queue.owner import Owner
 from spool.queue.place import Place
-from spool.queue.submit import nest_name
+from spool.queue.submit import chunk_mark, nest_name
 from spool.queue.tasks import Spot
 
 TEMPORARY = (
@@ -177,7 +178,8 @@ class Door:
             return spot.id
         wanted = _peek(spot.path(self.tree))
         name = wanted.name if wanted and wanted.name else layout.as_name(printable(spot.id))
-        return layout.new_id(name, layout.lone_shard(time.time()))
+        mark = chunk_mark(wanted) if wanted else ""
+        return layout.new_id(name, layout.lone_shard(time.time())) + mark
 
     def _still(self, arrival: Arrival) -> bool:
         """Look once more now that it is ours; one that still changes is kept and watched."""
@@ -217,8 +219,7 @@ def _kind(path: str) -> str:
 
 def _held_name(task_id: str, source: str) -> str:
     """The name of an arrival in our folder; a source whose name is none is rejected anyway."""
-    door = f"@{source}" if layout.is_name(source) else ""
-    return f"{task_id}{door}{layout.ARRIVING}"
+    return layout.arriving(task_id, source if layout.is_name(source) else "")
 
 
 def fingerprint(path: str) -> Print | None:
@@ -351,12 +352,12 @@ def _reject(owner: Owner, arrival: Arrival, fault: ManifestError | OSError) -> N
 
 
 def _id_of(held: str) -> str:
-    return held.removesuffix(layout.ARRIVING).partition("@")[0]
+    return layout.parse_arriving(held)[0]
 
 
 def readmit(owner: Owner, held: str, trusted: frozenset[int]) -> None:
     """Finish what a dead owner began: an arrival that it had claimed, as ID~new."""
-    source = held.removesuffix(layout.ARRIVING).partition("@")[2]
+    source = layout.parse_arriving(held)[1]
     called = _id_of(held)
     if told := _own_story(owner.claim_path(held)):
         called = str(told.get("called", called))
@@ -381,6 +382,8 @@ def _mark(owner: Owner, arrival: Arrival, trusted: frozenset[int]) -> str:
     wanted = manifest.parse(raw, layout.MANIFEST)
     filled = apps.additions(owner.tree, wanted)
     _parents_exist(owner, wanted)
+    if wanted.array and not begun:
+        elements.check_arrival(path, _id_of(arrival.held), wanted)
     for item in wanted.input_list:
         if reason := wrong_input(path, item):
             raise ManifestError(reason)

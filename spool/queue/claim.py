@@ -161,6 +161,11 @@ class Claimer:
         self._names_of = group
         return bool(names)
 
+    @property
+    def known(self) -> int:
+        """At least so many tasks lay in READY at the last look."""
+        return len(self._names) + max(0, len(self.lanes) - 1)
+
     def count(self, group: str) -> int:
         """How many tasks a lane holds."""
         return len(files.names(self.tree.group(State.READY, group)))

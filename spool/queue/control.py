@@ -22,7 +22,9 @@ from spool.config import Settings
 from spool.errors import ManifestError, Refused, SpoolError
 from spool.queue import (
     advance,
+    array,
     claim,
+    elements,
     faults,
     files,
     history,
@@ -34,6 +36,7 @@ from spool.queue import (
     takeover,
     tasks,
 )
+from spool.queue.array import Some
 from spool.queue.layout import FINAL, State, Tree
 from spool.queue.owner import Owner
 from spool.queue.place import Place
@@ -76,6 +79,8 @@ class Verb:
     reason: str = ""
     changes: dict[str, Any] = field(default_factory=dict)
     wait_s: float = 30.0
+    elements: Callable[[str], Some | None] = field(default=lambda _: None)
+    """Which elements of a chunk are meant, by its id; None: the chunk."""
 
     @property
     def tree(self) -> Tree:
@@ -222,8 +227,11 @@ def retry(by: Verb, spot: Spot) -> Spot:
     """A final state -> READY, WAITING, its attempts counted anew."""
     _only(spot, "retry")
     task = _grab_to_mend(by, spot)
-    manifest.changed(task.manifest, by.changes, f"task {spot.id}")
-    events = [by.event("change", set=by.changes)] if by.changes else []
+    changes = dict(by.changes)
+    if task.manifest.array or by.elements(spot.id):
+        changes |= _run_again(by, task, spot)
+    manifest.changed(task.manifest, changes, f"task {spot.id}")
+    events = [by.event("change", set=changes)] if changes else []
     queued = {"reason": "retry by a person", "stage": "run"}
     if by.reason:
         queued["why"] = by.reason
@@ -245,6 +253,32 @@ def close_again(by: Verb, spot: Spot) -> Spot:
         why = "has nothing to do after its run"
         raise Refused(f"task {spot.id} {why}. To run it again: spool retry {spot.id}")
     return _put(by, task, queued)
+
+
+def _run_again(by: Verb, task: Task, spot: Spot) -> dict[str, Any]:
+    """Have elements of a chunk that we hold run again; what that changes in its manifest."""
+    some = by.elements(spot.id)
+    if some is not None:
+        some = _own_elements(task, some)
+    elif spot.state is State.FINISHED:
+        raise Refused(
+            f"task {spot.id} has no element that failed. To run some of them again, name them:"
+            f" spool retry '{layout.array_of(spot.id)}[3-9]'"
+        )
+    elements.ask_again(task.path, some)
+    if some is None or not task.manifest.skip:
+        return {}
+    return {"skip": str(array.parse_some(task.manifest.skip) - some)}
+
+
+def _own_elements(task: Task, some: Some) -> Some:
+    """Of these elements the ones of a chunk. Raises Refused: there is none."""
+    numbers = task.manifest.elements
+    if numbers is None:
+        raise Refused(f"task {task.id} is no chunk of an array, so it has no elements")
+    if next(some.among(numbers), None) is None:
+        raise Refused(f"task {task.id} holds the elements {numbers}, not {some}")
+    return some.within(numbers)
 
 
 def _grab_to_mend(by: Verb, spot: Spot) -> Task:
@@ -335,10 +369,32 @@ def cancel(by: Verb, spot: Spot) -> Spot:
     """READY, WAITING, CREATED -> CANCELLED; a RUNNING task's owner is asked, until it is done."""
     if spot.state is State.CREATED:
         return _cancel_arrival(by, spot)
+    if by.elements(spot.id) is not None and not _means_all(by, spot):
+        return _cancel_elements(by, spot)
     if spot.state is State.RUNNING:
         return _ask_owner(by, spot, "cancel", {})
     _only(spot, "cancel")
     return _put(by, _grab(by, spot), by.event("cancelled"))
+
+
+def _means_all(by: Verb, spot: Spot) -> bool:
+    """Whether all elements of a chunk are meant. Raises Refused: none is, FileNotFoundError."""
+    task = tasks.load(spot.path(by.tree), spot.id)
+    some = _own_elements(task, by.elements(spot.id) or Some())
+    assert task.manifest.elements is not None
+    return sum(1 for _ in some.among(task.manifest.elements)) == task.manifest.elements.size
+
+
+def _cancel_elements(by: Verb, spot: Spot) -> Spot:
+    """Elements of a chunk are not to run, or to be stopped; the others go on."""
+    some = by.elements(spot.id) or Some()
+    if spot.state is State.RUNNING:
+        task = tasks.load(spot.path(by.tree), spot.id)
+        return _ask_owner(by, spot, "change", {"set": {"skip": str(_own_elements(task, some))}})
+    _only(spot, "cancel")
+    task = _grab(by, spot)
+    skip = array.parse_some(task.manifest.skip) | _own_elements(task, some)
+    return _put(by, task, by.event("change", set={"skip": str(skip)}))
 
 
 def _cancel_arrival(by: Verb, spot: Spot) -> Spot:
@@ -348,7 +404,7 @@ def _cancel_arrival(by: Verb, spot: Spot) -> Spot:
         task_id = layout.new_id(name, layout.lone_shard(time.time()))
     if not files.is_folder(spot.path(by.tree)):
         raise Refused(f"{spot.id} in CREATED is no directory; remove it by hand")
-    held = by.me.claim_path(f"{task_id}{layout.ARRIVING}")  # till it is cancelled, an arrival
+    held = by.me.claim_path(layout.arriving(task_id, ""))  # till it is cancelled, an arrival
     if not files.move(spot.path(by.tree), held):
         raise FileNotFoundError(spot.id)
     path = f"{held}/{layout.HISTORY}"
@@ -442,4 +498,12 @@ def _heard(by: Verb, spot: Spot, asked: dict[str, Any]) -> bool:
         return False
     if "with" in asked:
         return bool(task.story.replaced == asked["with"])
-    return all(task.story.changes.get(key) == value for key, value in asked["set"].items())
+    told = task.story.changes
+    return all(_is_told(told.get(key), key, value) for key, value in asked["set"].items())
+
+
+def _is_told(told: object, key: str, value: object) -> bool:
+    """Whether a change stands; elements that are not to run are added to those told before."""
+    if key != "skip":
+        return told == value
+    return not array.parse_some(str(value)) - array.parse_some(str(told or ""))

@@ -351,6 +351,12 @@ def open_output(path: str) -> int:
     return _do("create", os.open, path, flags, 0o666)
 
 
+def open_log(path: str) -> int:
+    """Open a file for a program to go on writing to."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+    return _do("create", os.open, path, flags, 0o666)
+
+
 def rename_file(source: str, target: str) -> None:
     """Rename a plain file inside a task we own."""
     _do("rename", os.rename, source, target)

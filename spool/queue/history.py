@@ -210,8 +210,14 @@ def _cut_short(story: Story, event: dict[str, Any]) -> None:
     if event["what"] == "lost":
         story.losses += 1
         story.lost = event
-    else:
+    elif not _got_on(event):
         story.interruptions += 1
+
+
+def _got_on(event: dict[str, Any]) -> bool:
+    """Whether a chunk of an array ran some of its elements before it was interrupted."""
+    told = event.get("elements")
+    return isinstance(told, dict) and _whole(told.get("ran")) > 0
 
 
 def _queued(story: Story, event: dict[str, Any]) -> None:
@@ -248,6 +254,8 @@ def cause(event: dict[str, Any]) -> str:
         return ""
     if event.get("timeout"):
         return "timeout"
+    if isinstance(told := event.get("elements"), dict) and told.get("failed"):
+        return "elements"
     if event.get("signal"):
         return layout.as_name(f"signal-{event['signal']}")
     return layout.as_name(f"exit-{event.get('code', 'unknown')}")

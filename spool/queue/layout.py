@@ -28,6 +28,10 @@ LOG = "log"
 NEXT = ".spool-next"  # what a handler writes its decision to
 LANDING = ".spool-staging"  # where what is brought in lies until it is whole
 REPLACED = "replaced"
+ELEMENTS = "elements.jsonl"
+OUTPUTS = "outputs"
+VALUES = "values"
+CHUNK = "chunk.json"
 ARRIVING = "~new"  # behind the id of an arrival that its owner has claimed but not yet admitted
 SHARD_SIZE = 10_000
 COUNTERS = 36 * 36
@@ -35,6 +39,7 @@ DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 _LETTERS = (DIGITS[10:] + "234567").encode() * 8  # any byte to one of 32, evenly
 NAME_LONGEST = 80
 ID_LONGEST = 128
+ELEMENT_MOST = 999_999_999
 LATEST = 4102444740  # 2099-12-31 23:59 UTC, since minutes are written with two digits of the year
 
 
@@ -55,18 +60,20 @@ FOLDERS = ("apps", "tmp", *State, "launchers", "allocations", "journal", "seen",
 
 _NAME = rf"[A-Za-z0-9][A-Za-z0-9._+-]{{0,{NAME_LONGEST - 1}}}"
 _ID = r"([A-Za-z0-9][A-Za-z0-9._+-]{0,79})\.([0-9]{8}-[a-z0-9]{2})-([a-z0-9]{10})"
-_ID_PATTERN = re.compile(_ID).fullmatch
+_CHUNK = r"(?:@((?:0|[1-9][0-9]{0,8})-(?:0|[1-9][0-9]{0,8})))?"
+_ID_PATTERN = re.compile(_ID + _CHUNK).fullmatch
 _SHARD = r"[0-9]{8}-[a-z0-9]{2}"
 _UNTIL = r"until@([0-9]{10})"
 _OWNER = r"([a-z]+)\.([A-Za-z0-9._-]+)\.([0-9a-f]{8})\.([0-9]+)\.([a-z0-9]{6})"
 
 
 class TaskId(NamedTuple):
-    """An id taken apart."""
+    """An id taken apart; chunk is FIRST-LAST where it names one chunk of an array."""
 
     name: str
     shard: str
     random: str
+    chunk: str = ""
 
 
 class OwnerName(NamedTuple):
@@ -93,7 +100,7 @@ def as_name(text: str) -> str:
 def parse_id(text: str) -> TaskId | None:
     """The parts of a well-formed id, else None."""
     found = _ID_PATTERN(text) if len(text) <= ID_LONGEST else None
-    return TaskId(*found.groups()) if found else None
+    return TaskId(*found.groups(default="")) if found else None
 
 
 def is_no_parent(group: str) -> bool:
@@ -111,6 +118,26 @@ def shard_of(task_id: str) -> str:
     if (parts := parse_id(task_id)) is None:
         raise ValueError(f"{task_id!r} is not a task id (NAME.SHARD-RANDOM)")
     return parts.shard
+
+
+def array_of(task_id: str) -> str:
+    """The array that a chunk's id belongs to; of any other id itself."""
+    return task_id.partition("@")[0]
+
+
+def arriving(task_id: str, source: str) -> str:
+    """The name of an arrival that its owner has claimed but not yet admitted.
+
+    A chunk's stands with two @, any other with one where it came by a source's door.
+    """
+    chunk = "@" in task_id
+    return f"{task_id}{f'@{source}' if source or chunk else ''}{ARRIVING}"
+
+
+def parse_arriving(held: str) -> tuple[str, str]:
+    """The id and the source in such a name."""
+    *parts, last = held.removesuffix(ARRIVING).split("@")
+    return ("@".join(parts), last) if parts else (last, "")
 
 
 def is_shard(text: str) -> bool:

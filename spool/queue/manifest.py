@@ -16,7 +16,9 @@ import msgspec
 
 from spool import units
 from spool.errors import ManifestError
+from spool.queue import array as arrays
 from spool.queue import shape
+from spool.queue.array import Numbers
 from spool.queue.kinds import (
     Amount,
     Command,
@@ -38,7 +40,7 @@ from spool.queue.sound import signal_number as signal_number
 
 PLANNED = frozenset(
     (
-        "array", "chunk", "mpi",
+        "mpi",
     )
 )  # fmt: skip
 """Keys that have their place in the format and are driven by a later version."""
@@ -109,7 +111,18 @@ class Manifest(
     output: Literal["together", "apart", "none"] = "together"
     fresh: bool = False
     data: dict[str, Any] = {}
+    array: str = ""
+    chunk: str = ""
+    skip: str = ""
     submitted: Submitted | None = None
+
+    @property
+    def elements(self) -> Numbers | None:
+        """The elements of the chunk that this task is; None if it is no part of an array."""
+        if not self.array:
+            return None
+        whole = arrays.parse(self.array)
+        return whole.of_chunk(self.chunk) if self.chunk else whole
 
     @property
     def time_limit_s(self) -> float:
@@ -171,6 +184,7 @@ CHANGEABLE = (
     "grace",
     "after",
     "on_parent_failure",
+    "skip",
 )
 """Keys that `modify` may set after submission."""
 
@@ -261,6 +275,7 @@ def wanted_shape(manifest: Manifest, source: str = "") -> Shape:
         tuple(manifest.requires),
         manifest.workflow,
         source,
+        manifest.elements.size if manifest.array and manifest.elements else 0,
     )
 
 
@@ -277,6 +292,7 @@ def _shape(
     requires: tuple[str, ...],
     workflow: str,
     source: str,
+    elements: int,
 ) -> Shape:
     return shape.bounded(
         Shape(
@@ -285,6 +301,7 @@ def _shape(
             ranks=ranks,
             cores=cores,
             per_node=per_node,
+            elements=min(elements, shape.MOST_ELEMENTS),
             gpus=gpus,
             memory_mb=shape.round_memory(units.memory(memory)),
             time_s=shape.round_time(units.duration(time)),

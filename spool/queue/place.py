@@ -121,7 +121,7 @@ def _after_exit(asked: Question) -> Place:
         return _decided(asked, decided, cause)
     rule = stages.rule_for(manifest, cause)
     policy, count = stages.policy(manifest, rule), stages.failures_of(manifest, story, rule)
-    if count < policy.attempts:
+    if count < policy.attempts and not manifest.array:  # whose elements tried again
         delay = _delay(policy.backoff, count)
         return _again(asked, Try(story.exit, delay, policy.set, "retry"))
     if stages.handler(manifest, cause) is None or _close_is_over(manifest, story):
@@ -223,7 +223,7 @@ def _queue(asked: Question, stage: str = "run") -> Place:
         return place
     source = str(story.arrived.get("source", "")) if story.arrived else ""
     wanted = wanted_shape(manifest, source)
-    if story.had_s > wanted.time_s:
+    if story.had_s > wanted.time_s and not manifest.array:  # a chunk goes on where it was
         wanted = msgspec.structs.replace(wanted, time_s=shape.round_time(story.had_s))
     if stage == "run" and stages.to_prepare(manifest, story):
         stage = "prepare"

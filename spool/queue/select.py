@@ -1,9 +1,10 @@
 """select - one grammar for which tasks a verb means.
 
-A word is an id, a task's whole name, the beginning of an id, or a glob over ids (* ? [...]),
-optionally STATE/GROUP/ID as `ls` and `path` print it; where a task bears just that name, a word
-means no longer ones. Words are alternatives; state, workflow, name, tag and since each narrow what
-the words leave. Nothing said means everything.
+A word is an id, a task's whole name, the beginning of an id, or a glob over ids (* ? [...]);
+an array's id means all its chunks, and with [17] or [3-9,12] behind it those that hold such
+elements; optionally STATE/GROUP/ID as `ls` and `path` print it; where a task bears just that name,
+a word means no longer ones. Words are alternatives; state, workflow, name, tag and since each
+narrow what the words leave. Nothing said means everything.
 Never  changes anything; reads a manifest only where the question needs it.
 """
 
@@ -11,13 +12,15 @@ from __future__ import annotations
 
 import fnmatch
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from spool import units
 from spool.errors import ManifestError, NoSuchTask
-from spool.queue import layout, shape, tasks
+from spool.queue import array, layout, shape, tasks
+from spool.queue.array import Some
 from spool.queue.layout import State, Tree
 from spool.queue.tasks import Spot, Task
 
@@ -32,7 +35,7 @@ ORDER = (
 )
 
 
-WHOLE = "@"  # put behind a word that is some task's whole name; it stands in no id
+WHOLE = "\0"  # put behind a word that is some task's whole name; it stands in no id
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,34 @@ def plain_word(word: str) -> str:
     return os.path.basename(word.rstrip("/")) if "/" in word else word
 
 
+@lru_cache(maxsize=1024)
+def split(word: str) -> tuple[str, Some | None]:
+    """The tasks and the elements that a word such as ARRAY-ID[3-9,12] means; None: it says none.
+
+    Raises NoSuchTask: what stands in the brackets names no elements.
+    """
+    found = re.fullmatch(r"([^*?\[\]]+)\[([0-9][0-9,-]*)\]", word)
+    if not found:
+        return word, None
+    try:
+        return found[1], array.parse_some(found[2])
+    except ValueError as fault:
+        raise NoSuchTask(f"{word}: {fault}") from None
+
+
+def elements(words: Iterable[str], task_id: str) -> Some | None:
+    """The elements of a chunk that words mean; None: all of it, by one of them at least."""
+    total = Some()
+    for word in map(plain_word, words):
+        base, some = split(word)
+        if not _is_meant(task_id, word) and _name_of(task_id) != base:
+            continue
+        if some is None:
+            return None
+        total |= some
+    return total or None
+
+
 def find(tree: Tree, selection: Selection) -> Iterator[Spot]:
     """The tasks that are meant, streamed, by state, group and id. Raises NoSuchTask.
 
@@ -75,11 +106,11 @@ def find(tree: Tree, selection: Selection) -> Iterator[Spot]:
     if "" in words:
         raise NoSuchTask("an empty word names no task. Run: spool ls")
     states = selection.states or ORDER
-    if words and all(layout.parse_id(word) for word in words):
+    if words and all(layout.parse_id(split(word)[0]) for word in words):
         yield from _by_id(tree, words, selection, states)
         return
     exact = _names_among(tree, words)
-    words = tuple(f"{word}{WHOLE}" if word in exact else word for word in words)
+    words = tuple(_whole(word) if split(word)[0] in exact else word for word in words)
     unmet = set(words)
     for spot in tasks.spots(tree, tuple(state for state in ORDER if state in states)):
         if unmet:
@@ -92,7 +123,7 @@ def find(tree: Tree, selection: Selection) -> Iterator[Spot]:
 
 def _names_among(tree: Tree, words: tuple[str, ...]) -> set[str]:
     """The words that are some task's whole name."""
-    left = {word for word in words if not _is_glob(word)}
+    left = {split(word)[0] for word in words if not _is_glob(split(word)[0])}
     found: set[str] = set()
     for spot in tasks.spots(tree, ORDER) if left else ():
         name = _name_of(spot.id)
@@ -107,7 +138,7 @@ def _names_among(tree: Tree, words: tuple[str, ...]) -> set[str]:
 def _all_met(unmet: set[str]) -> None:
     """Raises NoSuchTask for words that meant nothing."""
     if unmet:
-        shown = ", ".join(repr(word.removesuffix(WHOLE)) for word in sorted(unmet)[:3])
+        shown = ", ".join(repr(word.replace(WHOLE, "")) for word in sorted(unmet)[:3])
         raise NoSuchTask(f"no task matches {shown}. Run: spool ls")
 
 
@@ -117,13 +148,25 @@ def _by_id(
     """Whole ids are looked up where their shard says, without a walk."""
     unmet: set[str] = set()
     for word in dict.fromkeys(words):
-        spot = tasks.find(tree, word) or _arrival(tree, word)
-        if spot is None:
+        found = _of_id(tree, split(word)[0])
+        meant = [spot for spot in found if _is_meant(spot.id, word)]
+        if not meant:
             unmet.add(word)
-        if spot and spot.state in states and matches(tree, spot, selection, words):
-            yield spot
+        for spot in meant:
+            if spot.state in states and matches(tree, spot, selection, words):
+                yield spot
     if selection.strict:
         _all_met(unmet)
+
+
+def _of_id(tree: Tree, task_id: str) -> list[Spot]:
+    """The task of an id, or the chunks of the array of that id."""
+    if (spot := tasks.find(tree, task_id, looks=1)) is not None:
+        return [spot]
+    if "@" not in task_id and (found := tasks.chunks(tree, task_id)):
+        return found
+    spot = tasks.find(tree, task_id) or _arrival(tree, task_id)
+    return [spot] if spot else []
 
 
 def _arrival(tree: Tree, name: str) -> Spot | None:
@@ -145,12 +188,28 @@ def matches(tree: Tree, spot: Spot, selection: Selection, words: tuple[str, ...]
     return _manifest_allows(task, selection)
 
 
+def _whole(word: str) -> str:
+    base, _ = split(word)
+    return f"{base}{WHOLE}{word[len(base) :]}"
+
+
 def _is_meant(task_id: str, word: str) -> bool:
-    if _is_glob(word):
-        return fnmatch.fnmatchcase(task_id, word)
-    if word.endswith(WHOLE):
-        return _name_of(task_id) == word.removesuffix(WHOLE)
-    return task_id.startswith(word)
+    base, some = split(word)
+    if some is not None and not _may_hold(task_id, some):
+        return False
+    if _is_glob(base):
+        return fnmatch.fnmatchcase(task_id, base)
+    if base.endswith(WHOLE):
+        return _name_of(task_id) == base.removesuffix(WHOLE)
+    if "@" in base and layout.parse_id(base):
+        return task_id == base  # and no chunk whose last element merely begins so
+    return task_id.startswith(base)
+
+
+def _may_hold(task_id: str, some: Some) -> bool:
+    """Whether a task may hold such elements; an id without a chunk does not tell."""
+    parts = layout.parse_id(task_id)
+    return parts is not None and (not parts.chunk or array.overlaps(parts.chunk, some))
 
 
 def _is_glob(word: str) -> bool:

@@ -2,7 +2,8 @@
 
 A lane is SHAPE@SHARD. The shape's tokens stand in this order, defaults left out:
   STAGE. (prepare, close)  pN priority  nN nodes  rN ranks per node  cN cores per rank (always)
-  kN at most so many on a node  gN GPUs per node  mSIZE memory per node  tTIME estimate
+  kN at most so many on a node  eN elements of a chunk  gN GPUs per node  mSIZE memory per node
+  tTIME estimate
   f-FEATURE+FEATURE  w-WORKFLOW  s-SOURCE
 Names that are long, or hold a dot, enter as ~HASH in place of -NAME.
 Fails  ValueError: a group that is no lane.
@@ -25,17 +26,20 @@ TIME_LADDER = (*(60 * m for m in _LADDER_MINUTES), *(86400 * d for d in (1, 2, 3
 MEMORY_LADDER = (64, 128, 256, 512, *(1024 * g * 2**k for k in range(13) for g in (1, 1.5)))
 SHAPE_LONGEST = 120
 _PLAIN = r"[A-Za-z0-9_+-]{1,32}"
-_TOKEN = r"(p-?|[nrckg])([0-9]{1,9})|([mt])([0-9dhmsMGT]+)|([fws])([-~])([A-Za-z0-9_+-]+)"
+_TOKEN = r"(p-?|[nrckeg])([0-9]{1,9})|([mt])([0-9dhmsMGT]+)|([fws])([-~])([A-Za-z0-9_+-]+)"
 _SAME = ("nodes", "ranks", "cores", "per_node", "gpus", "features", "stage")
 STAGES = ("run", "prepare", "close")
 MOST_HASHED = 12
+MOST_ELEMENTS = 1024
+"""Beyond which their number is no matter: no node has so many cores to give."""
 
 
 class Shape(msgspec.Struct, frozen=True):
     """All that a launcher, a selection or the sizing may refuse a task for.
 
     cores is per rank, gpus and memory_mb per node; per_node tasks share a node at most, 0: as many
-    as have room; time_s is 0 where nothing was said;
+    as have room; elements is how many a chunk of an array has, 0: it is none; time_s is 0 where
+    nothing was said;
     features, workflow and source are lane tokens: "" or "-NAME" or "~HASH".
     """
 
@@ -44,6 +48,7 @@ class Shape(msgspec.Struct, frozen=True):
     ranks: int = 1
     cores: int = 1
     per_node: int = 0
+    elements: int = 0
     gpus: int = 0
     memory_mb: int = 0
     time_s: int = 0
@@ -143,6 +148,7 @@ def print_shape(shape: Shape) -> str:
         ("r", shape.ranks, 1),
         ("c", shape.cores, None),
         ("k", shape.per_node, 0),
+        ("e", shape.elements, 0),
         ("g", shape.gpus, 0),
     ):
         if value != default:
@@ -193,6 +199,7 @@ _FIELDS = {
     "r": "ranks",
     "c": "cores",
     "k": "per_node",
+    "e": "elements",
     "g": "gpus",
     "f": "features",
     "w": "workflow",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from spool import units
 from spool.errors import ManifestError
-from spool.queue import layout
+from spool.queue import array, layout
 from spool.queue.kinds import Input
 
 if TYPE_CHECKING:
@@ -46,8 +46,17 @@ def check(manifest: Manifest, where: str) -> None:
         _check_environment(manifest.environment, where)
     if manifest.data:
         _check_data(manifest.data, where)
+    if manifest.array or manifest.chunk or manifest.skip:
+        _check_array(manifest, where)
     _check_stages(manifest, where)
     _check_amounts(manifest, where)
+
+
+def _check_array(manifest: Manifest, where: str) -> None:
+    """Its elements are there, and each runs on one node by itself."""
+    alone = {key: getattr(manifest, key) for key in array.ALONE}
+    if why := array.wrong(manifest.array, manifest.chunk, manifest.skip, alone):
+        raise ManifestError(f"{where}: key {why}")
 
 
 def _check_command(manifest: Manifest, where: str) -> None:

@@ -46,7 +46,7 @@ def submit(tree: Tree, wanted: Manifest, fill: Fill | None = None) -> str:
 
 def _submit(tree: Tree, wanted: Manifest, fill: Fill | None) -> str:
     now, wanted = time.time(), _with_app(tree, wanted)
-    task_id = layout.new_id(task_name(wanted), layout.lone_shard(now))
+    task_id = layout.new_id(task_name(wanted), layout.lone_shard(now)) + chunk_mark(wanted)
     nest = _make_nest(tree)
     try:
         if wanted.key:
@@ -179,17 +179,28 @@ class Submitter:
     ) -> None:
         _leave_nest(self.nest)
 
-    def add(self, wanted: Manifest, fill: Fill | None = None) -> str:
+    def first(self, key: str, task_id: str) -> tuple[str, bool]:
+        """The id that a key means, and whether its task must still be built."""
+        return _first(self.tree, key, self.nest, task_id)
+
+    def fresh_id(self, wanted: Manifest) -> str:
+        """An id that the next task may have."""
+        if not self._left:
+            self._next_shard()
+        return f"{task_name(wanted)}.{self._shard}-{self._tails.pop()}"
+
+    def add(self, wanted: Manifest, fill: Fill | None = None, *, array: str = "") -> str:
         """Build one task; its id. It becomes visible with its batch.
 
         Parents of the same submission come before their children. Raises ManifestError.
+        `array` is the fresh id of the array whose chunk it is, if there are several.
         """
         wanted = _with_app(self.tree, wanted)
         if not self._left:
             self._next_shard()
-        task_id = f"{task_name(wanted)}.{self._shard}-{self._tails.pop()}"
-        if wanted.key:
-            task_id, ours = _first(self.tree, wanted.key, self.nest, task_id)
+        task_id = (array or self.fresh_id(wanted)) + chunk_mark(wanted)
+        if wanted.key and not array:
+            task_id, ours = self.first(wanted.key, task_id)
             if not ours:
                 return task_id
         with _withdrawing(self.tree, wanted.key, self.nest):
@@ -308,6 +319,11 @@ def task_name(wanted: Manifest) -> str:
     command = wanted.command or "task"
     first = command.split()[0] if isinstance(command, str) else command[0]
     return layout.as_name(os.path.basename(first))
+
+
+def chunk_mark(wanted: Manifest) -> str:
+    """What the id of a chunk of an array ends in: @FIRST-LAST."""
+    return f"@{wanted.elements.chunk}" if wanted.elements else ""
 
 
 def folder_filler(source: str, *, move: bool = False) -> Fill:

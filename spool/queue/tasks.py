@@ -95,6 +95,35 @@ def find(tree: Tree, task_id: str, *, looks: int = len(LOOKS_AFTER_S)) -> Spot |
     return None
 
 
+def chunks(tree: Tree, array_id: str) -> list[Spot]:
+    """Where the chunks of an array lie now, by their first elements; [] if it has none.
+
+    A chunk that moves meanwhile may be missed by a look, so looks go on until one finds none more.
+    """
+    if (parts := layout.parse_id(array_id)) is None:
+        return []
+    found: dict[str, Spot] = {}
+    for pause_s in LOOKS_AFTER_S:
+        time.sleep(pause_s)
+        fresh = {spot.id: spot for spot in _look_for_chunks(tree, array_id, parts.shard)}
+        if found and not fresh.keys() - found.keys():
+            found.update(fresh)
+            break
+        found.update(fresh)
+    return sorted(found.values(), key=lambda spot: _first_element(spot.id))
+
+
+def _first_element(task_id: str) -> int:
+    return int(task_id.rpartition("@")[2].partition("-")[0])
+
+
+def _look_for_chunks(tree: Tree, array_id: str, shard: str) -> Iterator[Spot]:
+    for state, group in _candidates(tree, shard):
+        for name in files.names(tree.group(state, group)):
+            if name.startswith(f"{array_id}@") and layout.parse_id(name):
+                yield Spot(state, group, name)
+
+
 def _look(tree: Tree, task_id: str, there: Callable[[str], bool]) -> Spot | None:
     if (parts := layout.parse_id(task_id)) is None:
         return None
