@@ -14,7 +14,8 @@ import msgspec
 from spool.errors import ManifestError
 from spool.queue import array, files, layout, tasks
 from spool.queue.layout import Tree
-from spool.queue.manifest import Manifest, check
+from spool.queue.manifest import Manifest
+from spool.queue.sound import check
 from spool.queue.submit import Fill, Submitter
 
 
