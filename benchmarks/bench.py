@@ -15,6 +15,7 @@ import bulk
 import chains
 import cold_start
 import crowd
+import functions
 import measure
 import metadata
 import no_op
@@ -31,6 +32,7 @@ BENCHMARKS: dict[str, Callable[[Scale], list[Line]]] = {
     "chains": chains.lines,
     "crowd": crowd.lines,
     "nodes": nodes.lines,
+    "functions": functions.lines,
     "peers": peers.lines,
 }
 

@@ -14,9 +14,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from spool.api import Array, Spool, Task
+    from spool.calls.executor import SpoolExecutor
+    from spool.calls.function import function
+    from spool.calls.handles import as_completed, wait
     from spool.errors import SpoolError
 
-__all__ = ["Array", "Spool", "SpoolError", "Task", "__version__"]
+__all__ = [
+    "Array",
+    "Spool",
+    "SpoolError",
+    "SpoolExecutor",
+    "Task",
+    "__version__",
+    "as_completed",
+    "function",
+    "wait",
+]
 __version__ = "0.1.0"
 
 
@@ -26,6 +39,18 @@ def __getattr__(name: str) -> Any:
         from spool import api
 
         return getattr(api, name)
+    if name == "SpoolExecutor":
+        from spool.calls.executor import SpoolExecutor
+
+        return SpoolExecutor
+    if name == "function":
+        from spool.calls.function import function
+
+        return function
+    if name in ("as_completed", "wait"):
+        from spool.calls import handles
+
+        return getattr(handles, name)
     if name == "SpoolError":
         from spool.errors import SpoolError
 

@@ -7,12 +7,13 @@ Never  keeps state of its own: every answer is read from the tree.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 from spool import config, units
 from spool.array import Array as Array
-from spool.errors import ManifestError, NoSuchTask
+from spool.errors import ManifestError, NoSuchTask, Refused
 from spool.queue import (
     control,
     files,
@@ -29,6 +30,9 @@ from spool.queue.family import Family
 from spool.queue.layout import FINAL, State, Tree
 from spool.queue.manifest import Manifest
 from spool.queue.select import Selection
+
+if TYPE_CHECKING:
+    from spool.calls import outcome
 
 Command = str | list[str] | tuple[str, ...]
 
@@ -130,6 +134,46 @@ class Task:
             before = spot  # it may have moved while we looked
         return ""
 
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until it is finished, failed, cancelled or removed; False after `timeout` s."""
+        return wait.wait(wait.Pending(self._tree, [self.id]), timeout)
+
+    def result(self, timeout: float | None = None) -> Any:
+        """Wait for its result: what its call gave; of a command, its exit code, 0.
+
+        Raises what its call raised, TaskFailed (CallLost: a call without a result), CancelledError
+        of concurrent.futures, TimeoutError, NoSuchTask.
+        """
+        fault = self._outcome(timeout)
+        try:
+            if fault.fault is not None:
+                raise fault.fault
+            return fault.value
+        finally:
+            del fault
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Wait as `result` does; what that would raise, None if it has a result."""
+        return self._outcome(timeout).fault
+
+    def _outcome(self, timeout: float | None) -> outcome.Outcome:
+        from spool.calls import outcome
+
+        if not self.wait(timeout):
+            raise TimeoutError(f"task {self.id} is not done after {timeout:g} s")
+        for _ in range(20):
+            spot = self._spot()
+            with suppress(FileNotFoundError):
+                return outcome.of(self._tree, spot, tasks.load(spot.path(self._tree), self.id))
+        raise NoSuchTask(f"task {self.id} keeps moving; try again")
+
+    def cancel(self, reason: str = "") -> bool:
+        """Cancel it, stopping it if it runs; False if it has ended already."""
+        try:
+            return Spool(self._tree.root).cancel(self, reason) is State.CANCELLED
+        except Refused:
+            return self.state is State.CANCELLED
+
 
 class Spool:
     """One spool. `path` defaults to $SPOOL, then to a search upward from here.
@@ -165,6 +209,15 @@ class Spool:
         if wanted.replaces:
             control.take_place(self._tree, self.settings, wanted.replaces, task.id)
         return task
+
+    def call(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Task:
+        """Submit one call of a Python function durably; `Task.result` waits for what it gives.
+
+        What the task asks for is said by @spool.function. Raises what pickling raises.
+        """
+        from spool.calls import function
+
+        return Task(self._tree, function.send(self, fn, args, kwargs))
 
     def submit_many(self, items: Iterable[Mapping[str, Any] | Command]) -> Iterator[Task]:
         """Submit tasks in durable batches of 10,000, yielding each once it is in the queue.

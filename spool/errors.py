@@ -6,6 +6,8 @@ SpoolError                exit 1   the base: one sentence saying where, what, wh
   NoSuchTask              exit 1   a selection names nothing
   Refused                 exit 1   the verb is not possible where the task lies
   TaskBusy                exit 1   somebody else moved the task meanwhile; try again
+  TaskFailed              exit 1   a task whose result was asked for has failed
+    CallLost              exit 1   a Python call ended without a result: its process was killed, ...
   FileSystemFault         exit 1   the file system refuses (full, read-only, another mount)
     DiskFull              exit 1   no space, inodes or quota left
   LeaseLost               exit 4   another process has taken this owner's tasks
@@ -44,6 +46,14 @@ class Refused(SpoolError):
 
 class TaskBusy(SpoolError):
     """Somebody else moved the task meanwhile."""
+
+
+class TaskFailed(SpoolError):
+    """A task that was to give a result failed."""
+
+
+class CallLost(TaskFailed):
+    """A Python call has no result, and will have none."""
 
 
 class FileSystemFault(SpoolError):

@@ -250,7 +250,9 @@ def test_a_message_stays_short_however_long_the_value(key: str) -> None:
 
 
 def test_every_key_is_refused_somewhere_in_the_table() -> None:
-    assert {key for key, _, _ in WRONG} | {"args"} == set(Manifest.__struct_fields__)
+    assert {key for key, _, _ in WRONG} | {"args", "python", "imports"} == set(
+        Manifest.__struct_fields__
+    )
 
 
 def test_args_stand_only_beside_an_app() -> None:
@@ -258,6 +260,15 @@ def test_args_stand_only_beside_an_app() -> None:
     assert "'command' stands alone" in refusal('{"command": ["x"], "app": "y"}')
     assert "key 'args'" in refusal('{"app": "y", "args": ["a\\u0000"]}')
     assert "key 'args'" in refusal('{"app": "y", "args": "a"}')
+
+
+def test_python_stands_alone_and_is_a_full_path() -> None:
+    assert manifest.parse(b'{"python": "/usr/bin/python3", "imports": ["numpy"]}', "here").python
+    for wrong in ('"python"', '"/a", "command": ["x"]', '"/a", "app": "x"'):
+        assert "stands alone" in refusal(f'{{"python": {wrong}}}')
+    assert "stands alone" in refusal('{"imports": ["numpy"]}')
+    assert "in one process" in refusal('{"python": "/a", "nodes": 2}')
+    assert "NUL" in refusal('{"python": "/a", "imports": ["a\\u0000"]}')
 
 
 # -- the file as a whole -------------------------------------------------------------------------

@@ -62,7 +62,7 @@ def test_the_tour_works_line_by_line(tmp_path: Path) -> None:
 
 
 def test_the_python_of_the_readme_works(tmp_path: Path) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    code, _ = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     place = tmp_path / "python"
     code = code.replace("/tmp/my-campaign", str(place))
     start = "spool.wait(tasks"
@@ -75,6 +75,26 @@ def test_the_python_of_the_readme_works(tmp_path: Path) -> None:
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert ran.returncode == 0, ran.stderr
     assert len(ran.stdout.split("\n\n")) >= 10
+
+
+def test_the_functions_of_the_readme_work(tmp_path: Path) -> None:
+    _, code = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    start = "campaign = "
+    assert start in code
+    code = code.replace("/tmp/my-functions", str(tmp_path / "functions"))
+    made = code.index("\n", code.index(start)) + 1
+    launch = (
+        "import subprocess, sys\n"
+        "subprocess.Popen([sys.executable, '-m', 'spool.cli', '--spool', campaign.root, 'launcher',"
+        " '--idle-timeout', '5', '--quiet'])\n"
+    )
+    program = tmp_path / "program.py"
+    program.write_text(code[:made] + launch + code[made:])
+    ran = subprocess.run([sys.executable, program], capture_output=True, text=True, timeout=60)
+    assert ran.returncode == 0, ran.stderr
+    first, second = ran.stdout.splitlines()
+    assert int(first) == sum(x * x for x in range(10_000))
+    assert sorted(second.strip("[]").split(", ")) == ["49", "64"]
 
 
 @pytest.mark.parametrize("wanted, printed, same", [

@@ -25,6 +25,7 @@ from spool.launcher.children import Children, become_subreaper
 from spool.launcher.guard import Guard
 from spool.launcher.run import Running, Starter
 from spool.launcher.stopping import Stops
+from spool.launcher.zygote import Zygotes
 from spool.queue import claim, faults, history, layout, manifest, processes
 from spool.queue import shape as shapes
 from spool.queue.layout import State
@@ -80,6 +81,7 @@ class Crew:
         self.stops = Stops(self.running)
         self.ended: deque[Running] = deque()
         self.children = Children()
+        starter.zygotes = self.zygotes = Zygotes(starter.base, self.children.ours)
         self.peak_kb = run.own_peak_kb()
         self.told_beat = 0.0
         self.mpiruns = 0
@@ -154,6 +156,8 @@ class Crew:
             _, status = os.waitpid(found.si_pid, os.WNOHANG)  # an orphan, a hand, or the guard
             if found.si_pid == self.guard.pid:
                 self._replace_guard()
+            elif self.zygotes.ended(found.si_pid):
+                self.log("a zygote ended; the next Python task starts another")
             others(found.si_pid, status)
 
     def _replace_guard(self) -> None:
@@ -227,6 +231,11 @@ class Crew:
         return min(self.stops.due_at, self.guard.tell_at, doubt_at)
 
     @property
+    def awaited(self) -> bool:
+        """Whether tasks came here that somebody waits for, call by call: more may come any time."""
+        return bool(self.zygotes.known)
+
+    @property
     def busy(self) -> int:
         """Tasks that run, or whose end is still in doubt."""
         return len(self.running) + len(self.doubtful)
@@ -293,6 +302,7 @@ class Crew:
 
     def close(self) -> None:
         """No task is left."""
+        self.zygotes.close()
         self.guard.end()
 
 

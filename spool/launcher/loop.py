@@ -447,7 +447,8 @@ class Launcher:
 
     def _wait(self) -> None:
         """Sleep until a child ends, a signal comes, a limit is near or the next tick is due."""
-        if not self.running_count and not self.claimed and clock.now() - self.busy_at > TICK_S:
+        idle = not self.running_count and clock.now() - self.busy_at > TICK_S
+        if not self.claimed and (idle or self.crew.awaited):
             self.bell.hang()
         asleep_at = clock.now()
         wait_s = min(self.tick_at, self.crew.due_at) - asleep_at

@@ -20,7 +20,7 @@ from typing import Any
 
 from spool import units
 from spool.errors import SpoolError
-from spool.launcher import clock, inputs, mpirun, wrapping
+from spool.launcher import clock, inputs, mpirun, wrapping, zygote
 from spool.launcher.book import Grants
 from spool.launcher.spawner import Order, Spawner
 from spool.queue import apps, claim, faults, files, history, layout, processes
@@ -90,6 +90,7 @@ class Starter:
         self.hosts = hosts
         self.mpirun = mpirun
         self.spawner = Spawner()
+        self.zygotes: zygote.Zygotes | None = None
         self.hide_gpus = hide_gpus
         self.allowed = os.sched_getaffinity(0)
         self.base = clean_environment(dict(os.environ))
@@ -199,10 +200,22 @@ class Starter:
         outputs = (self.no_input, opened[0], opened[-1])
         order = Order(program, words, environment, task.path, outputs, cores)
         try:
-            running.pid = self.spawner.start(order, hurried=self.hurried)
+            running.pid = self._forked(running, words, order) or self.spawner.start(
+                order, hurried=self.hurried
+            )
         finally:
             for file in opened:
                 os.close(file)
+
+    def _forked(self, running: Running, words: list[str], order: Order) -> int | None:
+        """The process of a task with calls, from a warm one; None: it is started as a program."""
+        wanted = running.task.manifest
+        if not wanted.python or self.zygotes is None or not zygote.is_plain(words, wanted.python):
+            return None
+        cpus = running.grants[0].cpus
+        if self.pin:  # a fork starts where its zygote lives, which may be more than we do now
+            order = order._replace(cores=tuple(cpus))
+        return self.zygotes.start(order, wanted, len(cpus))
 
     def _output(self, task: Task) -> list[int]:
         """The files that stdout and stderr go to, one for both or one each."""
@@ -321,6 +334,8 @@ def command_of(owner: Owner, task: Task) -> list[str]:
     """The words to run. Raises SpoolError: the app is missing or broken."""
     wanted = task.manifest
     command = wanted.command
+    if wanted.python:
+        return zygote.words(wanted.python)
     if wanted.app:
         return apps.words(apps.lookup(owner.tree, wanted.app), wanted)
     if isinstance(command, str):

@@ -126,7 +126,7 @@ class Simulated:
     durable = True
     mpiruns = 0
     longest_grace_s = 0.0
-    hurried = False
+    hurried = awaited = False
 
     def __init__(self, owner: Owner, scene: Scene) -> None:
         self.owner, self.scene = owner, scene

@@ -75,6 +75,8 @@ class Manifest(
     parameters: dict[str, Value] = {}
     setup: Word = ""
     container: Container | Word | None = None
+    python: Word = ""
+    imports: list[Word] = []
     environment: dict[str, Text] = {}
     nodes: Count = 1
     ranks_per_node: Count = 1

@@ -25,7 +25,9 @@ DEEPEST = 100
 
 def check(manifest: Manifest, where: str) -> None:
     """Everything the types leave open. Raises ManifestError."""
-    if manifest.command is None and not manifest.app:
+    if manifest.python or manifest.imports:
+        _check_python(manifest, where)
+    elif manifest.command is None and not manifest.app:
         raise ManifestError(f"{where}: needs 'command' (a list of words, or a line) or 'app'")
     if manifest.command is not None:
         _check_command(manifest, where)
@@ -57,6 +59,17 @@ def _check_array(manifest: Manifest, where: str) -> None:
     alone = {key: getattr(manifest, key) for key in array.ALONE}
     if why := array.wrong(manifest.array, manifest.chunk, manifest.skip, alone):
         raise ManifestError(f"{where}: key {why}")
+
+
+def _check_python(manifest: Manifest, where: str) -> None:
+    if manifest.command is not None or manifest.app or not manifest.python.startswith("/"):
+        raise ManifestError(
+            f"{where}: key 'python': {units.shown(manifest.python)} must be the full path of an"
+            " interpreter, and stands alone: no 'command', no 'app'"
+        )
+    if manifest.nodes * manifest.ranks_per_node > 1 or manifest.array:
+        raise ManifestError(f"{where}: key 'python': calls run in one process; no ranks, no array")
+    _check_plain("imports", [manifest.python, *manifest.imports], where)
 
 
 def _check_command(manifest: Manifest, where: str) -> None:

@@ -7,7 +7,8 @@ Never  changes anything.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import msgspec
@@ -122,6 +123,21 @@ def _look_for_chunks(tree: Tree, array_id: str, shard: str) -> Iterator[Spot]:
         for name in files.names(tree.group(state, group)):
             if name.startswith(f"{array_id}@") and layout.parse_id(name):
                 yield Spot(state, group, name)
+
+
+def ended(tree: Tree, ids: Iterable[str]) -> dict[str, Spot | None]:
+    """Those of `ids` that are in a final state, by a few listings however many they are."""
+    shards: dict[str, set[str]] = defaultdict(set)
+    for task_id in ids:
+        shards[layout.shard_of(task_id)].add(task_id)
+    failed = files.names(tree.state(State.FAILED))
+    found: dict[str, Spot | None] = {}
+    for shard, wanted in shards.items():
+        places = [(State.FAILED, group) for group in failed if group.endswith(f"@{shard}")]
+        for state, group in [(State.FINISHED, shard), (State.CANCELLED, shard), *places]:
+            there = wanted.intersection(files.names(tree.group(state, group)))
+            found |= {task_id: Spot(state, group, task_id) for task_id in there}
+    return found
 
 
 def _look(tree: Tree, task_id: str, there: Callable[[str], bool]) -> Spot | None:
