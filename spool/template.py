@@ -10,7 +10,8 @@ inputs: where `{}` stands, or for a table `{column}`. There is no escape, none i
   `{}`        every other brace is left alone: awk '{print $1}', ${HOME}, {a,b}
   `{column}`  `${column}` is the shell's own. A lone word in braces that is no column is an error,
               since it is most likely a typing slip; `{ word }` with spaces passes
-  nowhere     the value becomes the last word of the command or the args, as xargs does
+  nowhere     an error for `{}`: a value put at the end unasked could become an order, as it would
+              with `hostname`. A table's columns need not be used: they are kept in `data`
 A value enters as it stands: inside a line for the shell, write the quotes around the braces.
 """
 
@@ -33,7 +34,6 @@ _FILLED = (
     "command", "args", "name", "environment", "inputs", "parameters", "stage_in", "stage_out",
     "preprocess", "postprocess", "on_error", "on_timeout",
 )  # fmt: skip
-_SHOWING = ("command", "args", "name", "environment", "parameters")
 _MARK = b"\xef\xbb\xbf"  # what spreadsheets put before UTF-8
 
 
@@ -78,14 +78,15 @@ def decoded(line: bytes) -> tuple[str, str]:
 
 def task_per_value(template: dict[str, Any]) -> Task:
     """What lays a value over a template. Raises ManifestError: no task could come of it."""
-    whole = _with_place(template)
-    check_template(whole, lambda text: text.replace(PLACE, "1"))
-    slots = changed_by(whole, lambda text: text.replace(PLACE, ""))
-    stem = _stem(whole)
+    check_template(template, lambda text: text.replace(PLACE, "1"))
+    slots = changed_by(template, lambda text: text.replace(PLACE, ""))
+    if not slots:
+        raise ManifestError(_no_place(template))
+    stem = _stem(template)
 
     def task(value: str, _number: int) -> dict[str, Any]:
         texts = filled(slots, lambda text: text.replace(PLACE, value))
-        return {**whole, **texts, "name": _named(stem, value)}
+        return {**template, **texts, "name": _named(stem, value)}
 
     return task
 
@@ -105,20 +106,14 @@ def task_per_command(template: dict[str, Any]) -> Task:
     return task
 
 
-def _with_place(template: dict[str, Any]) -> dict[str, Any]:
-    """The template with a place for the value: the end, where none is marked."""
-    shown = {key: template[key] for key in _SHOWING if key in template}
-    if changed_by(shown, lambda text: text.replace(PLACE, "")):
-        return template
-    command = template.get("command")
-    if isinstance(command, str):
-        raise ManifestError(
-            f"{TEMPLATE}: the command line {command!r} has no place for the value; write {{}}"
-            " where it goes"
-        )
-    key = "command" if command else "args"
-    words = template.get(key) or []
-    return {**template, key: [*words, PLACE]} if isinstance(words, (list, tuple)) else template
+def _no_place(template: dict[str, Any]) -> str:
+    """Why a template is refused that would make the same task of every value."""
+    command = template.get("command") or [f"app {template['app']}", *template.get("args", ())]
+    shown = command if isinstance(command, str) else " ".join(command)
+    return (
+        f"{TEMPLATE}: {shown!r} has no place for the value; put {{}} where the value belongs,"
+        f" or into the name (--name '{_stem(template)}-{{}}') if the program needs none"
+    )
 
 
 def check_template(template: dict[str, Any], put: Put) -> None:

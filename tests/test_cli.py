@@ -381,10 +381,26 @@ def test_each_makes_a_task_for_each_number(tree: Tree, command: Command) -> None
     ]  # fmt: skip
 
 
+def test_a_value_that_has_no_place_is_refused(tree: Tree, command: Command) -> None:
+    for options in (("--each", "1-3"), ("--each-line", "-"), ("--from", "-")):
+        refused = command("submit", *options, "--", "touch", "here", input="a\n")
+        failed(refused, ERROR, "'touch here' has no place", "put {} where the value belongs")
+    assert not list(tasks.spots(tree, tuple(State)))
+
+
+def test_a_value_may_have_its_place_outside_the_command(tree: Tree, command: Command) -> None:
+    ran = command("submit", "--each", "7", "--env", "SEED={}", "--", "sim")
+    ran_named = command("submit", "--each", "7", "--name", "n{}", "--", "sim")
+    first, second = wanted(tree, *ids_of(ran)), wanted(tree, *ids_of(ran_named))
+    assert (first["command"], first["environment"]) == (["sim"], {"SEED": "7"})
+    assert (second["command"], second["name"]) == (["sim"], "n7")
+
+
 def test_each_line_makes_a_task_for_each_line_of_standard_input(
     tree: Tree, command: Command
 ) -> None:
-    ran = command("submit", "--each-line", "-", "--", "fit", "--fast", input="a.h5\n\n/d/b c.h5\n")
+    words = ("submit", "--each-line", "-", "--", "fit", "--fast", "{}")
+    ran = command(*words, input="a.h5\n\n/d/b c.h5\n")
     found = [wanted(tree, task_id) for task_id in ids_of(ran)]
     assert [one["command"][2] for one in found] == ["a.h5", "/d/b c.h5"]
     assert [one["name"] for one in found] == ["fit-a.h5", "fit-b-c"]
@@ -638,7 +654,7 @@ def test_an_arrival_of_a_strange_name_can_be_cancelled(tree: Tree, command: Comm
 
 
 def test_a_reader_who_leaves_early_is_no_trouble_of_the_spool(tree: Tree) -> None:
-    words = f"{sys.executable} -m spool.cli --spool {tree.root} submit --each 1-20000 -- true"
+    words = f"{sys.executable} -m spool.cli --spool {tree.root} submit --each 1-20000 -- true {{}}"
     ran = subprocess.run(
         ["bash", "-c", f"{words} | head -1; exit ${{PIPESTATUS[0]}}"],
         capture_output=True,

@@ -24,7 +24,7 @@ from spool.queue import layout, manifest
 from spool.queue.manifest import Manifest
 from spool.sources import Rejected, count_each, from_each, from_jsonl, from_lines
 
-ECHO = {"command": ["echo"]}
+ECHO = {"command": ["echo", "{}"]}
 
 
 def values(ranges):
@@ -126,26 +126,25 @@ def test_any_range_is_that_of_python(first, length, step):
 @pytest.mark.parametrize(
     ("template", "expected"),
     [
-        ({"command": ["a", "b"]}, {"command": ["a", "b", "7"]}),
-        ({"command": ("a", "b")}, {"command": ["a", "b", "7"]}),
+        ({"command": ["a", "{}"]}, {"command": ["a", "7"]}),
+        ({"command": ("a", "{}")}, {"command": ["a", "7"]}),
         ({"command": ["a", "--n={}", "{}{}"]}, {"command": ["a", "--n=7", "77"]}),
         ({"command": ["run-{}.sh"]}, {"command": ["run-7.sh"]}),
         ({"command": "sim {} > {}.log"}, {"command": "sim 7 > 7.log"}),
-        ({"app": "relax"}, {"args": ["7"]}),
         ({"app": "relax", "args": ["-n", "{}", "x"]}, {"args": ["-n", "7", "x"]}),
         ({"command": ["a"], "environment": {"SEED": "{}"}}, {"command": ["a"]}),
         ({"command": ["a"], "environment": {"SEED": "{}"}}, {"environment": {"SEED": "7"}}),
         ({"command": "sim", "environment": {"SEED": "{}"}}, {"command": "sim"}),
         ({"command": ["a"], "name": "run-{}"}, {"command": ["a"], "name": "run-7"}),
         ({"command": ["a"], "inputs": ["in/{}.xyz"]}, {"inputs": ["in/7.xyz"]}),
-        ({"command": ["a"], "inputs": ["in/{}.xyz"]}, {"command": ["a", "7"]}),
+        ({"command": ["a"], "inputs": ["in/{}.xyz"]}, {"command": ["a"]}),
         (
             {"command": ["a"], "inputs": [{"path": "{}.xyz", "size": 3}]},
             {"inputs": [manifest.Input(path="7.xyz", size=3)]},
         ),
     ],
 )
-def test_the_value_goes_where_the_braces_are_else_to_the_end(template, expected):
+def test_the_value_goes_where_the_braces_are_and_nowhere_else(template, expected):
     (item,) = from_each("7", template)
     assert {key: getattr(item, key) for key in expected} == expected
 
@@ -177,10 +176,23 @@ def test_a_value_that_holds_braces_is_not_replaced_again():
     assert item.command == ["a", "{}{}", "x{}{}"]
 
 
-def test_a_shell_line_without_a_place_for_the_value_is_refused():
+@pytest.mark.parametrize(
+    ("template", "shown"),
+    [
+        ({"command": "sim --fast"}, "'sim --fast'"),
+        ({"command": ["hostname"]}, "'hostname'.*--name 'hostname-{}'"),
+        ({"command": ("sim", "{ }")}, "'sim { }'"),
+        ({"command": ["sim"], "name": "n", "environment": {"A": "1"}}, "'sim'.*--name 'n-{}'"),
+        ({"app": "relax", "args": ["-n"]}, "'app relax -n'"),
+        ({"app": "relax"}, "'app relax'"),
+        ({"command": ["a"], "data": {"x": "{}"}}, "'a'"),
+    ],
+)
+def test_a_template_without_a_place_for_the_value_is_refused(template, shown):
     for use in (lambda t: from_each("1-3", t), lambda t: from_lines([], "f", t)):
-        with pytest.raises(ManifestError, match=r"write \{\}"):
-            use({"command": "sim --fast"})
+        with pytest.raises(ManifestError, match=rf"^template: {shown}") as refused:
+            use(template)
+        assert "put {} where the value belongs" in str(refused.value)
 
 
 @pytest.mark.parametrize(
@@ -233,24 +245,24 @@ def test_the_template_stays_as_it_was():
 @pytest.mark.parametrize(
     ("template", "value", "name"),
     [
-        ({"command": ["/usr/bin/sim"]}, "7", "sim-7"),
+        ({"command": ["/usr/bin/sim", "{}"]}, "7", "sim-7"),
         ({"command": "./sim.sh {}"}, "7", "sim.sh-7"),
-        ({"app": "relax"}, "7", "relax-7"),
-        ({"command": ["a"], "name": "scan"}, "7", "scan-7"),
+        ({"app": "relax", "args": ["{}"]}, "7", "relax-7"),
+        ({"command": ["a", "{}"], "name": "scan"}, "7", "scan-7"),
         ({"command": ["a"], "name": "x{}y"}, "7", "x7y"),
         ({"command": ["./run-{}.sh"]}, "7", "run-7.sh"),
         ({"command": ["{}/bin/run"]}, "v2", "run-v2"),
-        ({"command": ["a"]}, "in/x.1/water.xyz", "a-water"),
-        ({"command": ["a"]}, "in/water.tar.gz", "a-water.tar"),
-        ({"command": ["a"]}, "in/folder/", "a-folder"),
-        ({"command": ["a"]}, "in/.hidden", "a-.hidden"),
-        ({"command": ["a"]}, "water.xyz", "a-water.xyz"),
+        ({"command": ["a", "{}"]}, "in/x.1/water.xyz", "a-water"),
+        ({"command": ["a", "{}"]}, "in/water.tar.gz", "a-water.tar"),
+        ({"command": ["a", "{}"]}, "in/folder/", "a-folder"),
+        ({"command": ["a", "{}"]}, "in/.hidden", "a-.hidden"),
+        ({"command": ["a", "{}"]}, "water.xyz", "a-water.xyz"),
         ({"command": ["a"], "name": "{}"}, "in/water.xyz", "water"),
         ({"command": ["{}"]}, "bin/sim.py", "sim"),
-        ({"command": ["a"]}, "two words & more", "a-two-words-more"),
-        ({"command": ["a"]}, "-3", "a--3"),
+        ({"command": ["a", "{}"]}, "two words & more", "a-two-words-more"),
+        ({"command": ["a", "{}"]}, "-3", "a--3"),
         ({"command": ["a"], "name": "{}"}, "???", "task"),
-        ({"command": ["ü"]}, "1", "task-1"),
+        ({"command": ["ü", "{}"]}, "1", "task-1"),
     ],
 )
 def test_a_name_tells_which_task_is_which(template, value, name):
@@ -263,15 +275,15 @@ def test_a_name_tells_which_task_is_which(template, value, name):
     st.sampled_from(["n", "n" * 40, "n" * 80, "{}", "a{}b{}", "n" * 70 + "{}"]),
 )
 def test_every_value_makes_a_task_with_a_name_that_fits(value, name):
-    template = {"command": ["a"], "name": name}
+    template = {"command": ["a", "{}"], "name": name}
     for item in of_lines(value.encode(), template) if value.isprintable() else ():
         assert layout.is_name(item.name)
 
 
 def test_a_long_name_leaves_room_for_the_value():
-    (item,) = from_each("12345", {"command": ["a"], "name": "n" * 80})
+    (item,) = from_each("12345", {"command": ["a", "{}"], "name": "n" * 80})
     assert item.name == "n" * 74 + "-12345"
-    (item,) = of_lines(b"v" * 200, {"command": ["a"], "name": "n" * 10})
+    (item,) = of_lines(b"v" * 200, {"command": ["a", "{}"], "name": "n" * 10})
     assert item.name == "n" * 10 + "-" + "v" * 69
 
 
@@ -280,7 +292,7 @@ def test_a_long_name_leaves_room_for_the_value():
 
 def test_each_line_is_a_value_as_it_stands():
     content = b"\xef\xbb\xbfa b\n\n# c\r\n  d  \n'e\"\nlast"
-    items = of_lines(content, {"command": ["cat"]})
+    items = of_lines(content, {"command": ["cat", "{}"]})
     assert [item.command[1] for item in items] == ["a b", "# c", "  d  ", "'e\"", "last"]
 
 
@@ -305,7 +317,7 @@ def test_a_wrong_template_for_commands_is_refused_once(template):
         from_lines([], "f", template)
 
 
-@pytest.mark.parametrize("template", [{}, {"command": ["cat"]}])
+@pytest.mark.parametrize("template", [{}, {"command": ["cat", "{}"]}])
 def test_odd_lines_are_rejected_and_the_stream_goes_on(template):
     lines = [b"good\n", b"a\0b\n", b"caf\xe9\n", b"x" * (sources.LONGEST_LINE + 1), b"good\n"]
     items = list(from_lines(lines, "runs.txt", template))

@@ -37,8 +37,8 @@ PATH = click.Path()  # for the shell's completion; what is wrong with one is tol
     help="Many: JSONL, CSV, lines; - is stdin.",
 )
 @click.option("--format", "form", type=click.Choice(["jsonl", "csv", "lines"]), help="Of --from.")
-@click.option("--each", metavar="1-500", help="One task for each number; {} in COMMAND.")
-@click.option("--each-line", metavar="FILE", type=PATH, help="One task a line; {} in COMMAND.")
+@click.option("--each", metavar="1-500", help="One task for each number, put where {} is.")
+@click.option("--each-line", metavar="FILE", type=PATH, help="One task a line, put where {} is.")
 @click.option("--workflow-file", metavar="FILE", type=PATH, help="Parameters times steps; a DAG.")
 @click.option("--set", "chosen", multiple=True, metavar="NAME=A,B", help="Its parameters.")
 @click.option("--dry-run", is_flag=True, help="Print what it would make.")
@@ -86,6 +86,7 @@ def submit_command(ctx: click.Context, /, **keys: Any) -> None:
       spool submit --cores 8 --time-limit 2h --memory 16G -- ./solve mesh.h5
       spool submit --each 1-500 -- ./simulate --seed {}
       spool submit --each-line files.txt --name fit-{} -- ./fit /data/{}.h5
+      spool submit --each 1-20 --name roll-{} -- ./roll-dice
       spool submit --from runs.csv -- ./simulate --t {temperature}
       spool submit --from tasks.jsonl
       spool submit run.sh 7            a script with lines: #SPOOL --cores 4
@@ -94,6 +95,8 @@ def submit_command(ctx: click.Context, /, **keys: Any) -> None:
       spool submit --array 0-99999 -- ./simulate --seed {}
       spool submit --array-from runs.csv --chunk 100 -- ./simulate --t {temperature}
       spool submit --after prepare.26112215-00-ebmfqudxpa -- ./reduce
+
+    {} stands in COMMAND, --name or --env; a value that has no place is refused.
     """
     keys = _with_directives(ctx, keys)
     tree, _ = shared.tree_of(ctx)
