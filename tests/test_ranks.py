@@ -232,6 +232,19 @@ def test_followers_that_cannot_start_keep_nobody_waiting(tree, spool):
     assert states == {"FINISHED": 2000, "FAILED/exit-127": 1000}
 
 
+def test_short_tasks_do_not_wait_behind_long_ones_while_cores_are_idle(tree, spool):
+    long_ones = NODES * CORES - 1  # one core is left for all others
+    words = [["true"]] * 800 + [["sleep", "8"]] * long_ones + [["true"]] * 400
+    ids = [task.id for task in spool.submit_many({"command": one} for one in words)]
+    assert run_ranks(tree).returncode == 0
+    assert count(tree, State.FINISHED) == len(ids)
+    ends = {task: history_of(tree, task)[-1]["time"] for task in ids}
+    short = [task for task, one in zip(ids, words, strict=True) if one == ["true"]]
+    first_long = min(ends[task] for task in ids if task not in set(short))
+    late = [task for task in short if ends[task] > first_long]
+    assert not late, f"{len(late)} waited for the end of a long one"
+
+
 def test_a_rank_that_stalled_too_long_does_nothing_more_and_no_task_is_there_twice(tmp_path):
     lease = '[lease]\nbeat = "0.5s"\nfence = "3s"\ndead = "5s"\n'
     tree = make_tree(tmp_path / "spool", f'[launcher]\nsync = "none"\n{lease}')

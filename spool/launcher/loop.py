@@ -240,12 +240,21 @@ class Launcher:
         """Take back the room of what has ended, here and on other nodes."""
         if self.places.collect(self._other_child):
             self._was_busy()
+        before = self.book.free
         for report in self.ranks.receive(self.log) if self.ranks else ():
             self._note_end(report, durable=True)
             self._was_busy()
         while self.ranks and self.ranks.back:
-            self.places.give_back(*self.ranks.back[0])
+            self._place_anew(*self.ranks.back[0])
             self.ranks.back.popleft()
+        if self.book.free > before and self.picker.claimer.lanes:
+            self.nothing_to_claim = False  # what did not fit may now
+
+    def _place_anew(self, task_id: str, wanted: Shape) -> None:
+        """A task that never started at its rank: into other room at once, else back to READY."""
+        if self.draining or self.claimed or not self._start(task_id, wanted):
+            self.places.give_back(task_id, wanted)
+            self.nothing_to_claim = False
 
     def _was_busy(self) -> None:
         self.busy_at, self.nothing_to_claim = clock.now(), False

@@ -113,9 +113,10 @@ class Took(Message):
 
 
 class Back(Message):
-    """A task never started: to be given back."""
+    """A task never started: to be given back; in_vain: a follower that waited too long."""
 
     task_id: str
+    in_vain: bool = False
 
 
 class Gone(Message):

@@ -44,7 +44,7 @@ class Post:
         self.rank, self.size = self.comm.rank, self.comm.size
         self.waiting: dict[int, list[Any]] = {}
         self._under_way: deque[tuple[Any, bytes]] = deque()
-        self.poll_s = POLL_SHORTEST_S
+        self.poll_s, self.poll_longest_s = POLL_SHORTEST_S, POLL_LONGEST_S
 
     def add(self, rank: int, message: Any) -> None:
         """Something to say, with the next `send`."""

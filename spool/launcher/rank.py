@@ -10,6 +10,7 @@ from __future__ import annotations
 import signal
 import time
 from collections import deque
+from typing import TYPE_CHECKING, Any
 
 from spool.config import Settings
 from spool.errors import FileSystemFault, LeaseLost, SpoolError
@@ -19,7 +20,6 @@ from spool.launcher.book import Grants
 from spool.launcher.crew import Crew, Started
 from spool.launcher.nodes import Grant, Node
 from spool.launcher.orders import Order
-from spool.launcher.post import Post
 from spool.launcher.ranks import BEAT_S, MEET_S
 from spool.launcher.run import Running, Starter
 from spool.queue import owner as owners
@@ -30,7 +30,11 @@ from spool.queue.owner import Owner
 from spool.queue.place import Place
 from spool.queue.shape import Shape
 
+if TYPE_CHECKING:  # it starts MPI
+    from spool.launcher.post import Post
+
 RETRY_S = 5.0
+FOLLOW_S = 1.0  # for which a follower waits; others may have room for it meanwhile
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 SIGNALS = {signal.SIGCHLD, WAKE, *ENDING}
 
@@ -44,7 +48,7 @@ class Rank:
         self.post, self.tree, self.settings, self.trusted = post, tree, settings, trusted
         self.node = node
         self.waiting: deque[tuple[str, Shape, Grants]] = deque()
-        self.followers: dict[Shape, deque[str]] = {}
+        self.followers: dict[Shape, deque[tuple[str, float]]] = {}  # and when each came
         self.shapes: dict[str, Shape] = {}
         self.lines: dict[str, bytes] = {}
         self.over = self.stopping = False
@@ -157,6 +161,7 @@ class Rank:
             raise LeaseLost(f"no word of the leader for {now - self.owner.last_beat:.0f} s")
         for shape in list(self.followers):  # a cancel, or a start that failed, may have left them
             self._let_go_without_hope(shape)
+        self._let_go_who_waited(now)
         self.post.add(0, orders.Alive(self.crew.stops.longest_grace_s))
 
     # -- orders ----------------------------------------------------------------------------------
@@ -226,7 +231,7 @@ class Rank:
         self.retry_at = clock.now() + RETRY_S
 
     def _follow(self, task_id: str, shape: Shape) -> None:
-        self.followers.setdefault(shape, deque()).append(task_id)
+        self.followers.setdefault(shape, deque()).append((task_id, self.turned_at))
         if not any(running.shape == shape for running in self.crew.running.values()):
             self.followers[shape].pop()  # whom it was to follow has ended meanwhile
             self.post.add(0, orders.Back(task_id))
@@ -237,7 +242,7 @@ class Rank:
         if not queue:
             self.post.add(0, orders.Free(before))
             return
-        task_id = queue.popleft()
+        task_id, _ = queue.popleft()
         self.post.add(0, orders.Took(task_id, before))
         if not self._start(task_id, ended.shape, ended.grants):  # and its room is free again
             self._let_go_without_hope(ended.shape)
@@ -247,13 +252,19 @@ class Rank:
         if self.followers.get(shape) and not any(
             running.shape == shape for running in self.crew.running.values()
         ):
-            for task_id in self.followers.pop(shape):
+            for task_id, _ in self.followers.pop(shape):
                 self.post.add(0, orders.Back(task_id))
+
+    def _let_go_who_waited(self, now: float) -> None:
+        """Followers of a task that turned out long: there may be room for them elsewhere."""
+        for queue in self.followers.values():
+            while queue and now - queue[0][1] > FOLLOW_S:
+                self.post.add(0, orders.Back(queue.popleft()[0], in_vain=True))
 
     def _recall(self) -> None:
         self.crew.drain()
         for queue in self.followers.values():
-            for task_id in queue:
+            for task_id, _ in queue:
                 self.post.add(0, orders.Back(task_id))
         self.followers = {}
         for task_id, _, _ in self.waiting:
@@ -269,16 +280,13 @@ class Rank:
 
     def _answer_waiting(self, order: orders.Ask) -> str:
         """A task that has not started yet goes where it then belongs."""
-        for queue in self.followers.values():
-            if order.task_id in queue:
-                queue.remove(order.task_id)
-                self.post.add(0, orders.Gone(order.task_id))
-                return self.crew.settle(order.verb, order.task_id, order.said)
-        for entry in self.waiting:
-            if entry[0] == order.task_id:
-                self.waiting.remove(entry)
-                self.post.add(0, orders.Gone(order.task_id))
-                return self.crew.settle(order.verb, order.task_id, order.said)
+        queues: list[deque[Any]] = [self.waiting, *self.followers.values()]
+        for queue in queues:
+            for entry in queue:
+                if entry[0] == order.task_id:
+                    queue.remove(entry)
+                    self.post.add(0, orders.Gone(order.task_id))
+                    return self.crew.settle(order.verb, order.task_id, order.said)
         return ""
 
     def _log(self, text: str) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -26,16 +26,20 @@ from spool.launcher.crew import Report
 from spool.launcher.nodes import Node
 from spool.launcher.orders import Order, Said
 from spool.launcher.picker import AHEAD_S, Wishes
-from spool.launcher.post import POLL_LONGEST_S, Post
 from spool.queue import shape as shapes
 from spool.queue.layout import State
 from spool.queue.owner import Owner
 from spool.queue.place import Place
 from spool.queue.shape import Shape
 
+if TYPE_CHECKING:  # it starts MPI
+    from spool.launcher.post import Post
+
 MEET_S = 120.0  # in which all ranks of a launcher must have reported
 BEAT_S = 5.0
 PARTING_S = 30.0
+FRESH_S = 1.0  # within which a task must have ended where followers are sent
+REST_S = 10.0  # in which no follower is sent where one has waited in vain
 
 
 class Ranks:
@@ -53,7 +57,9 @@ class Ranks:
         self.placed: dict[str, Placed] = {}
         self.followers = [0] * len(nodes)
         self.shapes: list[Counter[Shape]] = [Counter() for _ in nodes]
+        self.resting: dict[Shape, dict[int, float]] = {}
         self.graces = [0.0] * len(nodes)
+        self.freed = [0.0] * len(nodes)
         self.heard = [clock.now()] * len(nodes)
         self.dead: set[int] = set()
         self.sweeping: dict[str, set[int]] = {}
@@ -93,8 +99,9 @@ class Ranks:
 
     def any_may_follow(self) -> bool:
         """Whether tasks go so fast that some should lie at their ranks before there is room."""
-        quota = self._quota()
-        return quota > 0 and any(count < quota for count in self.followers[1:])
+        quota, since = self._quota(), clock.now() - FRESH_S
+        pairs = zip(self.followers, self.freed, strict=True)
+        return quota > 0 and any(count < quota and freed > since for count, freed in pairs)
 
     def may_follow(self, shape: Shape) -> int:
         """How many tasks of a shape may be sent ahead now."""
@@ -105,7 +112,13 @@ class Ranks:
         return int(self.rate * AHEAD_S / len(self.nodes))
 
     def _running(self, shape: Shape) -> Iterator[int]:
-        return (rank for rank, counts in enumerate(self.shapes) if counts[shape])
+        """Ranks that run such a task, and where it seems that one will end soon."""
+        resting, since = self.resting.get(shape, ()), clock.now() - FRESH_S
+        return (
+            rank
+            for rank, counts in enumerate(self.shapes)
+            if counts[shape] and self.freed[rank] > since and rank not in resting
+        )
 
     def follow(self, task_id: str, shape: Shape) -> bool:
         """Send a task ahead, to the rank with the fewest; False if none may have it."""
@@ -157,13 +170,21 @@ class Ranks:
     def flush(self) -> float:
         """Send what was ordered; in how many seconds to look for answers again."""
         self.post.send()
-        return self.post.poll_s if self.placed else POLL_LONGEST_S
+        return self.post.poll_s if self.placed else self.post.poll_longest_s
 
     def beat(self, now: float) -> None:
-        """Tell them that we hold the lease."""
+        """Tell them that we hold the lease; let followers go again where none went for a while."""
+        if self.resting:
+            self._wake(now)
         if now >= self._beat_at:
             self._beat_at = now + min(BEAT_S, self.owner.settings.lease_fence_s / 4)
             self._order_all(orders.Beat(now - self.owner.last_beat))
+
+    def _wake(self, now: float) -> None:
+        for shape, ranks in list(self.resting.items()):
+            self.resting[shape] = {rank: until for rank, until in ranks.items() if until > now}
+            if not self.resting[shape]:
+                del self.resting[shape]
 
     def receive(self, log: Callable[[str], None]) -> Iterator[Report]:
         """Take in what they report; yields how tasks ended."""
@@ -185,12 +206,13 @@ class Ranks:
     def _note(self, rank: int, said: Said, log: Callable[[str], None]) -> None:
         match said:
             case orders.Free():
+                self.freed[rank] = self.heard[rank]
                 self._free(said.task_id)
             case orders.Took():
+                self.freed[rank] = self.heard[rank]
                 self._take_room(said.task_id, said.after)
             case orders.Back():
-                self.back.append((said.task_id, self.placed[said.task_id].shape))
-                self._forget(said.task_id)
+                self._take_back(rank, said)
             case orders.Gone():
                 self._forget(said.task_id)
             case orders.Alive():
@@ -207,6 +229,14 @@ class Ranks:
         ours.follows = False
         self.took += 1
         self.followers[ours.rank] -= 1
+
+    def _take_back(self, rank: int, said: orders.Back) -> None:
+        """A task never started, and is the loop's again."""
+        shape = self.placed[said.task_id].shape
+        if said.in_vain:
+            self.resting.setdefault(shape, {})[rank] = clock.now() + REST_S
+        self.back.append((said.task_id, shape))
+        self._forget(said.task_id)
 
     def _free(self, task_id: str) -> None:
         placed = self.placed[task_id]
