@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import signal
+import subprocess
 from collections import deque
 from collections.abc import Iterator
 
@@ -18,7 +20,8 @@ from spool.launcher.children import PR_SET_CHILD_SUBREAPER
 from spool.launcher.nodes import Node
 from spool.launcher.picker import Wishes
 from spool.launcher.rank import FOLLOW_S, SIGNALS, WAKE, Rank
-from spool.launcher.ranks import FRESH_S, REST_S, Ranks, gather
+from spool.launcher.ranks import FRESH_S, REST_S, SWEEP_AGAIN_S, SWEEPS, Ranks, gather
+from spool.queue import processes
 from spool.queue.claim import Claimer
 from spool.queue.shape import Shape
 
@@ -122,6 +125,57 @@ def pair(tree, spool, owner) -> Iterator[Pair]:
         pass
     signal.pthread_sigmask(signal.SIG_SETMASK, old_mask)
     signal.signal(WAKE, signal.SIG_DFL)
+
+
+# -- what an mpirun left -------------------------------------------------------------------------
+
+
+def left_behind(task_id: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(["sleep", "60"], env={**os.environ, processes.TASK: task_id})
+
+
+def test_what_a_task_left_on_a_node_is_killed_before_its_end_counts(pair):
+    one = left_behind("t.x")
+    pair.ranks.sweep("t.x", [0, 1, 1])
+    assert set(pair.ranks.sweeping) == {"t.x"} and pair.ranks.busy == 1
+    pair.turn()
+    assert not pair.ranks.sweeping and not pair.said
+    assert one.poll() is not None
+
+
+def test_a_sweep_that_failed_is_tried_again_and_its_task_s_end_stays_open(pair, monkeypatch):
+    one = left_behind("t.x")
+    monkeypatch.setattr(processes, "KILL_WAIT_S", 0.05)
+    with monkeypatch.context() as world:
+        world.setattr(os, "kill", lambda pid, number: None)  # as if its disk were dead
+        pair.ranks.sweep("t.x", [1])
+        pair.turn()
+        assert set(pair.ranks.sweeping) == {"t.x"} and one.poll() is None
+    pair.turn()
+    assert set(pair.ranks.sweeping) == {"t.x"}, "not at once"
+    pair.pass_time(SWEEP_AGAIN_S)
+    pair.turn()
+    assert not pair.ranks.sweeping and not pair.ranks.sweeps
+    assert [text for text in pair.said if "trying again in 1 s" in text] == pair.said
+    assert one.poll() is not None
+
+
+def test_sweeps_are_not_tried_for_ever(pair):
+    pair.ranks.sweep("t.x", [1])
+    pair.ranks.post.send()
+    pair.rank.post.came.clear()  # we answer for it
+    for _ in range(SWEEPS):
+        assert pair.ranks.sweeping
+        pair.rank.post.add(0, orders.Swept("t.x", False))
+        pair.turn()
+        pair.ranks.sweeps.clear()
+    assert not pair.ranks.sweeping
+    assert "its end counts all the same" in pair.said[-1]
+
+
+def test_a_sweep_of_a_task_that_nobody_asked_for_is_passed_over(pair):
+    pair.rank.post.add(0, orders.Swept("t.x", True))
+    assert pair.turn() == [] and not pair.ranks.sweeping
 
 
 # -- followers -----------------------------------------------------------------------------------

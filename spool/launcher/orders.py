@@ -135,9 +135,10 @@ class Ended(Message):
 
 
 class Swept(Message):
-    """Nothing of a task is left here."""
+    """A task was swept here; clean: nothing of it is left."""
 
     task_id: str
+    clean: bool
 
 
 class Alive(Message):

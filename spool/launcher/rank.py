@@ -184,9 +184,8 @@ class Rank:
                 self._recall()
                 self.crew.stop_all(order.why)
             case orders.Sweep():
-                if not processes.kill_task(order.task_id):
-                    self._log(f"{order.task_id}: left a rank that cannot be killed")
-                self.post.add(0, orders.Swept(order.task_id))
+                clean = processes.kill_task(order.task_id)
+                self.post.add(0, orders.Swept(order.task_id, clean))
             case orders.Kill():
                 self.crew.kill_everything()
                 self._part()

@@ -39,6 +39,8 @@ MEET_S = 120.0  # in which all ranks of a launcher must have reported
 BEAT_S = 5.0
 PARTING_S = 30.0
 FRESH_S = 1.0  # within which a task must have ended where followers are sent
+SWEEPS = 6  # of one task on one node; the pause between them doubles from SWEEP_AGAIN_S
+SWEEP_AGAIN_S = 1.0
 REST_S = 10.0  # in which no follower is sent where one has waited in vain
 
 
@@ -62,7 +64,8 @@ class Ranks:
         self.freed = [0.0] * len(nodes)
         self.heard = [clock.now()] * len(nodes)
         self.dead: set[int] = set()
-        self.sweeping: dict[str, set[int]] = {}
+        self.sweeping: dict[str, dict[int, int]] = {}  # how often a node was swept in vain
+        self.sweeps: deque[tuple[float, str, int]] = deque()  # those to come
         self.took = 0
         self.unheard: deque[tuple[int, Said]] = deque()
         self.back: deque[tuple[str, Shape]] = deque()
@@ -132,17 +135,49 @@ class Ranks:
 
     def sweep(self, task_id: str, nodes: Sequence[int]) -> None:
         """Let the ranks of these nodes kill what an mpirun left there."""
-        asked = {node for node in nodes if node and node not in self.dead}
+        asked = dict.fromkeys((node for node in nodes if node and node not in self.dead), 0)
         if asked:
             self.sweeping[task_id] = asked
         for rank in asked:
             self._order(rank, orders.Sweep(task_id))
 
-    def _swept(self, task_id: str, rank: int) -> None:
+    def _swept(self, task_id: str, rank: int, clean: bool, log: Callable[[str], None]) -> None:
+        """A rank has swept for a task, whose end stays open until nothing of it is left.
+
+        Not for ever: what no KILL ends (a process that waits for a dead disk) is let be, and told.
+        """
+        left = self.sweeping.get(task_id, {})
+        if rank not in left:
+            return  # that rank was thought dead meanwhile
+        if clean:
+            self._is_swept(task_id, rank)
+            return
+        left[rank] += 1
+        what = f"{task_id}: left processes on {self._name(rank)} that cannot be killed"
+        if left[rank] < SWEEPS:
+            pause_s = SWEEP_AGAIN_S * 2.0 ** (left[rank] - 1)
+            self.sweeps.append((clock.now() + pause_s, task_id, rank))
+            log(f"{what}; trying again in {pause_s:.0f} s")
+        else:
+            log(f"{what}, in {SWEEPS} tries; its end counts all the same")
+            self._is_swept(task_id, rank)
+
+    def _is_swept(self, task_id: str, rank: int) -> None:
         left = self.sweeping[task_id]
-        left.discard(rank)
+        del left[rank]
         if not left:
             del self.sweeping[task_id]
+
+    def _sweep_again(self, now: float) -> None:
+        for _ in range(len(self.sweeps)):
+            at, task_id, rank = self.sweeps.popleft()
+            if at > now:
+                self.sweeps.append((at, task_id, rank))
+            elif rank in self.sweeping.get(task_id, {}):
+                self._order(rank, orders.Sweep(task_id))
+
+    def _name(self, rank: int) -> str:
+        return self.nodes[rank].name or f"rank {rank}"
 
     def ask(self, verb: str, task_id: str, said: dict[str, Any]) -> bool:
         """Pass a request on to the rank that has a task; False if none has."""
@@ -173,14 +208,17 @@ class Ranks:
         return self.post.poll_s if self.placed else self.post.poll_longest_s
 
     def beat(self, now: float) -> None:
-        """Tell them that we hold the lease; let followers go again where none went for a while."""
+        """Tell them that we hold the lease, and do what was put off until now."""
         if self.resting:
             self._wake(now)
+        if self.sweeps:
+            self._sweep_again(now)
         if now >= self._beat_at:
             self._beat_at = now + min(BEAT_S, self.owner.settings.lease_fence_s / 4)
             self._order_all(orders.Beat(now - self.owner.last_beat))
 
     def _wake(self, now: float) -> None:
+        """Let followers go again where none went for a while."""
         for shape, ranks in list(self.resting.items()):
             self.resting[shape] = {rank: until for rank, until in ranks.items() if until > now}
             if not self.resting[shape]:
@@ -218,9 +256,9 @@ class Ranks:
             case orders.Alive():
                 self.graces[rank] = said.longest_grace_s
             case orders.Swept():
-                self._swept(said.task_id, rank)
+                self._swept(said.task_id, rank, said.clean, log)
             case orders.Log():
-                log(f"{self.nodes[rank].name or f'rank {rank}'}: {said.text}")
+                log(f"{self._name(rank)}: {said.text}")
 
     def _take_room(self, task_id: str, after: str) -> None:
         """A follower runs where another task did."""
@@ -263,7 +301,7 @@ class Ranks:
         """A rank is dead: the tasks it had. Its node's room is never given again."""
         self.dead.add(rank)
         for task_id in [one for one, left in self.sweeping.items() if rank in left]:
-            self._swept(task_id, rank)
+            self._is_swept(task_id, rank)
         tasks = [task_id for task_id, placed in self.placed.items() if placed.rank == rank]
         for task_id in tasks:
             del self.placed[task_id]
