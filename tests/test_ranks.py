@@ -17,7 +17,7 @@ from conftest import all_ids, eventually, make_tree, run_spool, where
 from crashing import history_of, processes_of, words_of
 
 from spool.api import Spool
-from spool.queue import files, layout, processes, tasks
+from spool.queue import files, journal, layout, processes, tasks
 from spool.queue.layout import State, Tree
 from spool.queue.owner import read_record
 
@@ -264,6 +264,8 @@ def test_a_rank_that_stalled_too_long_does_nothing_more_and_no_task_is_there_twi
     assert Counter(all_ids(tree)) == Counter(ids)
     assert all(where(tree, task).startswith("FINISHED/") for task in ids)
     assert all("vanished" not in words_of(tree, task) for task in ids)
+    lost = {event["id"] for event in journal.read(tree) if event["what"] == "lost"}
+    assert lost == {task for task in ids if "lost" in words_of(tree, task)}
     assert processes_of(tree) == []
 
 

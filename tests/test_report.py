@@ -106,6 +106,15 @@ def test_a_real_run_is_told_as_text(look: Command) -> None:
     assert ["(none)", "0", "1", "0"] in rows
 
 
+def test_core_hours_of_lost_attempts_are_told_as_used_and_lost(
+    tree: Tree, command: Command
+) -> None:
+    lost = {"what": "lost", "state": "READY", "id": "x", "cores": 8, "owner": "o"}
+    keep(tree, [*events(), {"time": units.stamp(T0 + 7200), **lost, "started": units.stamp(T0)}])
+    found = command("report")
+    assert "; 16 of them lost" in found.stdout
+
+
 def test_a_real_run_is_told_as_json(look: Command) -> None:
     whole = told(look("--json", "--step", "1s"))
     totals, bins = whole["totals"], whole["series"]
@@ -125,7 +134,7 @@ def test_the_keys_of_the_json_are_these(look: Command) -> None:
     assert list(whole["totals"]) == [
         "first", "last", "ends", "states", "finished", "failed", "interrupted",
         "finished_per_hour", "used_core_s", "used_gpu_s", "granted_core_s", "utilisation",
-        "waiting", "running", "owners", "workflows",
+        "waiting", "running", "owners", "workflows", "lost_core_s",
     ]  # fmt: skip
     assert list(whole["totals"]["waiting"]) == [
         "count", "mean_s", "p50_s", "p90_s", "p99_s", "max_s", "percentiles_s",

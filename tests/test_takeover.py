@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,15 @@ import pytest
 from conftest import all_ids, eventually, make_tree, where
 from crashing import claimed, far_owner, in_child, line, one, start_owner
 
-from spool import config
+from spool import config, units
 from spool.config import trusted_users
 from spool.errors import DiskFull, LeaseLost
-from spool.queue import claim, files, layout, processes, takeover, tasks
+from spool.queue import claim, files, history, journal, layout, processes, takeover, tasks
 from spool.queue import owner as owner_module
 from spool.queue.layout import State, Tree
 from spool.queue.owner import Owner, read_record
 from spool.queue.takeover import Observer, Verdict, take_over
+from spool.report import series
 
 ME = trusted_users()
 
@@ -231,6 +233,57 @@ def test_a_started_task_counts_as_lost_and_goes_back(tree: Tree, owner: Owner) -
     take_over(owner, group, ME)
     story = crashing.story_of(tree, task_id)
     assert (where(tree, task_id)[:5], story.losses, story.failures) == ("READY", 1, 0)
+
+
+def begun(tree: Tree, owner_name: str, task_id: str, ago_s: float, **keys: Any) -> None:
+    """A start line of some time ago in a task of a dead owner."""
+    event = {"what": "start", "attempt": 1, "owner": owner_name, **keys}
+    event["time"] = units.stamp(time.time() - ago_s)
+    path = tree.task(State.RUNNING, owner_name, task_id)
+    files.append(f"{path}/{layout.HISTORY}", history.encode(event))
+
+
+def test_the_taker_s_journal_tells_what_lost_attempts_cost(tree: Tree, owner: Owner) -> None:
+    idle, *ids = [one(tree), one(tree, cores_per_rank=2, workflow="w"), one(tree, nodes=2)]
+    group = dead_owner(tree, idle, *ids)
+    for task_id in ids:
+        begun(tree, group, task_id, ago_s=100, node="n1")
+    heartbeat = tree.owner(group, layout.HEARTBEAT)
+    os.utime(heartbeat, (0, time.time() - 40))  # since when nobody has heard of it
+    opened: list[str] = []
+    files.watch(lambda when, what, words: opened.append(f"{when} {what} {words[0]}"))
+    take_over(owner, group, ME)
+    files.watch(None)
+    assert opened.count(f"before create {tree.journal(owner.name)}") == 1
+    told = {event["id"]: event for event in journal.read(tree)}
+    assert sorted(told) == sorted(ids), "what never started cost nothing"
+    for task_id, cores in zip(ids, (2, 2), strict=True):
+        event = told[task_id]
+        assert (event["what"], event["owner"], event["by"]) == ("lost", group, owner.name)
+        assert (event["cores"], event["node"], event["attempt"]) == (cores, "n1", 1)
+        assert event["state"] == "READY" and abs(event["elapsed_s"] - 60) < 5
+    found = series.totals(journal.read(tree))
+    assert (found.interrupted, found.finished) == (2, 0)
+    assert abs(found.lost_core_s - 240) < 20 and found.used_core_s == found.lost_core_s
+
+
+def test_what_was_interrupted_is_used_but_not_lost(tree: Tree, owner: Owner) -> None:
+    task_id = one(tree)
+    group = dead_owner(tree, task_id, ends=1.0)
+    begun(tree, group, task_id, ago_s=100)
+    take_over(owner, group, ME)
+    found = series.totals(journal.read(tree))
+    assert (found.interrupted, found.lost_core_s) == (1, 0) and found.used_core_s > 90
+
+
+def test_a_journal_that_cannot_be_written_stops_no_takeover(tree: Tree, owner: Owner) -> None:
+    task_id = one(tree)
+    group = dead_owner(tree, task_id)
+    begun(tree, group, task_id, ago_s=1)
+    os.rmdir(tree.folder("journal"))
+    Path(tree.folder("journal")).write_text("no folder")
+    assert take_over(owner, group, ME) == 1
+    assert where(tree, task_id).startswith("READY/")
 
 
 @pytest.mark.parametrize("record", [{"ended": "2026-01-01T00:00:00Z"}, {"ends": 1.0}])
@@ -642,6 +695,6 @@ def test_an_owner_s_own_patience_counts_where_it_is_longer_than_ours(
 def test_a_task_of_a_node_that_died_is_lost_and_goes_back(tree: Tree, owner: Owner) -> None:
     task = claimed(owner, one(tree))
     line(task, "start", attempt=1, owner=owner.name)
-    takeover.settle_lost(owner, task.id)
+    takeover.settle_lost(owner, task.id, 0.0)
     assert where(tree, task.id).startswith("READY/")
     assert "lost" in crashing.words_of(tree, task.id)

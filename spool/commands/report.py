@@ -139,7 +139,8 @@ def _totals(told: Totals) -> Iterator[tuple[str, str]]:
     yield "throughput", f"{told_number(told.finished_per_hour)} finished an hour"
     granted = f", {told.utilisation:.1%} of {told_hours(told.granted_core_s)} granted"
     known = granted if told.granted_core_s else ""
-    yield "core-hours", f"{told_hours(told.used_core_s)} used{known}"
+    lost = f"; {told_hours(told.lost_core_s)} of them lost" if told.lost_core_s else ""
+    yield "core-hours", f"{told_hours(told.used_core_s)} used{known}{lost}"
     if told.used_gpu_s:
         yield "gpu-hours", f"{told_hours(told.used_gpu_s)} used"
     yield "waited", _spread(told.waiting)

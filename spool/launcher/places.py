@@ -19,7 +19,7 @@ from spool.launcher.crew import Crew, Started
 from spool.launcher.gate import Gate, Limits
 from spool.launcher.leftovers import Leftovers
 from spool.launcher.run import Running
-from spool.queue import claim, layout, processes, shape, takeover
+from spool.queue import advance, claim, layout, processes, shape, takeover
 from spool.queue.layout import State
 from spool.queue.owner import Owner
 from spool.queue.place import Place
@@ -45,7 +45,7 @@ class Places:
         self.started = 0
         self.start_at = clock.now()
         self.mpirun_at = 0.0
-        self.lost: deque[str] = deque()
+        self.lost: deque[tuple[str, float]] = deque()  # and when its rank was last heard of
         self.left: Leftovers | None = None
 
     def start(self, task_id: str, wanted: Shape, waiting: int = 0) -> bool:
@@ -152,14 +152,22 @@ class Places:
         tasks = self.ranks.bury(rank)
         log(f"rank {rank} ({self.book.nodes[rank].name}) is dead; {len(tasks)} tasks are lost")
         processes.kill_marked(self.owner.name, node=str(rank))
-        self.lost.extend(tasks)
+        seen = clock.epoch() - (clock.now() - self.ranks.heard[rank])
+        self.lost.extend((task_id, seen) for task_id in tasks)
 
     def settle_lost(self) -> None:
         """Decide the tasks of ranks that have died."""
-        while self.lost:
-            self.gate.give(self.lost[0])
-            takeover.settle_lost(self.owner, self.lost[0])
-            self.lost.popleft()
+        lines, settled = [], []
+        try:
+            while self.lost:
+                task_id, seen = self.lost[0]
+                self.gate.give(task_id)
+                lines.append(takeover.settle_lost(self.owner, task_id, seen))
+                settled.append(task_id)
+                self.lost.popleft()
+        finally:
+            takeover.tell(self.owner, lines)
+        advance.after(self.owner, settled)
 
     def settled(self, task_id: str) -> bool:
         """Whether nothing of a task that has ended can be left on any node."""

@@ -308,6 +308,14 @@ def overwrite(path: str, content: bytes) -> None:
         os.close(file)
 
 
+def modified(path: str) -> float:
+    """When a file was last written, by its server's clock: a hint for people; 0 for unknown."""
+    try:
+        return float(_do("stat", os.lstat, path).st_mtime)
+    except OSError:
+        return 0.0
+
+
 def append(path: str, content: bytes, *, create: bool = True, heal: bool = True) -> None:
     """Append whole lines, opened by full path for each call.
 

@@ -1,7 +1,7 @@
 """takeover - dead owners: the evidence, and what becomes of their tasks.
 
 Owns   the moves RUNNING/L -> RUNNING/L~T -> where each task belongs.
-Never  compares two clocks, trusts a modification time, or touches a live owner's tasks.
+Never  compares two clocks or trusts a modification time to decide, or touches a live owner's tasks.
 Fails  LeaseLost: the taker itself was taken over.
 
 Evidence, best first: the owner said that it ended; on the same boot and pid namespace its process
@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from itertools import chain
@@ -23,20 +24,25 @@ from typing import Any
 import msgspec
 
 from spool import units
+from spool.errors import FileSystemFault
 from spool.queue import (
     admit,
     advance,
     claim,
     faults,
     files,
+    history,
     layout,
     limits,
     owner,
     processes,
     tasks,
 )
+from spool.queue.journal import Journal
 from spool.queue.layout import State, Tree
 from spool.queue.owner import Here, Owner
+from spool.queue.place import Place
+from spool.queue.tasks import Task
 
 ASKED_EVERY_S = 30.0  # the batch system, about one allocation
 LOOKS_WITHIN_S = 5.0  # a launcher looks every two seconds, however often owners beat
@@ -229,22 +235,30 @@ def take_over(me: Owner, group: str, trusted: frozenset[int]) -> int:
             return 0  # another user's, or still dying
         if not _rename_group(source, me.tree.group(State.RUNNING, mine)):
             return 0
-    held, why = me.within(mine), Ending.of(me.tree, dead, last)
-    moved: list[str] = []
-    for name in files.names(held.claims):
-        me.beat_if_due()
-        try:
-            _settle(held, name, dead, why, trusted)
-        except OSError as fault:
-            if not faults.is_of_one(fault):
-                raise
-            continue  # closed to us: it stays here, where `check` finds it
-        moved.append(name)
+    moved = _settle_all(me, me.within(mine), Ending.of(me.tree, dead, last), trusted)
     limits.bring_back(me.tree, dead)  # first: once the group is gone nobody looks after its owner
-    files.remove_folder(held.claims)
+    files.remove_folder(me.tree.group(State.RUNNING, mine))
     _bury(me, {dead, last})
     advance.catch_up(me)
-    return len(moved)
+    return moved
+
+
+def _settle_all(me: Owner, held: Owner, why: Ending, trusted: frozenset[int]) -> int:
+    """Decide all that a dead owner had; how many were moved on."""
+    moved, lines = 0, []
+    try:
+        for name in files.names(held.claims):
+            me.beat_if_due()
+            try:
+                lines.append(_settle(held, name, why, trusted))
+            except OSError as fault:
+                if not faults.is_of_one(fault):
+                    raise
+                continue  # closed to us: it stays here, where `check` finds it
+            moved += 1
+    finally:
+        tell(me, lines)
+    return moved
 
 
 def _rename_group(source: str, target: str) -> bool:
@@ -258,12 +272,16 @@ def _rename_group(source: str, target: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """How an owner came to its end, and what it was asked before."""
+    """How an owner came to its end, and what it was asked before.
+
+    seen is when it last showed that it lived: it tells reports how long its tasks ran, no more.
+    """
 
     what: str
     owner: str
     last: str
     requests: frozenset[str]
+    seen: float
 
     @classmethod
     def of(cls, tree: Tree, dead: str, last: str) -> Ending:
@@ -276,33 +294,44 @@ class Ending:
         expected = isinstance(ends, (int, float)) and time.time() >= ends
         inboxes = (files.names(tree.owner(name, layout.INBOX)) for name in {dead, last})
         what = "interrupted" if record.get("ended") or expected else "lost"
-        return cls(what, dead, last, frozenset(chain(*inboxes)))
+        seen = files.modified(tree.owner(dead, layout.HEARTBEAT)) or time.time()
+        requests = frozenset(chain(*inboxes))
+        return cls(what, dead, last, requests, min(seen, time.time()))
 
 
-def _settle(me: Owner, name: str, dead: str, why: Ending, trusted: frozenset[int]) -> None:
-    """Decide one task of a dead owner."""
+def _settle(me: Owner, name: str, why: Ending, trusted: frozenset[int]) -> bytes | None:
+    """Decide one task of a dead owner; a line for the journal, if an attempt was cut short."""
     if name.endswith(layout.ARRIVING):
         admit.readmit(me, name, trusted)
-        return
+        return None
     if layout.parse_id(name) is None:
-        claim.reject(me, name, f"{name!r} in RUNNING/{dead} is no task id")
-        return
+        claim.reject(me, name, f"{name!r} in RUNNING/{why.owner} is no task id")
+        return None
     if (task := claim.read_any(me, name)) is None:
-        return
-    if task.story.started is not None:
-        event = {"what": why.what, "attempt": task.story.attempt, "owner": dead, "by": me.name}
+        return None
+    event: dict[str, Any] = {"what": why.what, "owner": why.owner, "by": me.name}
+    if (started := task.story.started) is not None:
+        event["attempt"] = task.story.attempt
         claim.write_line(me, task, {"time": units.now_stamp(), **event}, sync=True)
     elif (begun := task.story.staging) is not None:
-        event = {"what": why.what, "stage": begun.get("stage"), "owner": dead, "by": me.name}
-        claim.write_line(me, task, {"time": units.now_stamp(), **event}, sync=True)
-    if f"replaced.{name}" in why.requests and not task.story.replaced:
-        said = _said(me.tree, {dead, why.last}, "replaced", name)
+        staged = {**event, "stage": begun.get("stage")}
+        claim.write_line(me, task, {"time": units.now_stamp(), **staged}, sync=True)
+    _grant_requests(me, task, why)
+    place = claim.settle(me, task)
+    if started is None:
+        return None
+    return history.encode(event | _cost(task, started, place, why.seen))
+
+
+def _grant_requests(me: Owner, task: Task, why: Ending) -> None:
+    """What a dead owner was asked of a task, and did not come to."""
+    if f"replaced.{task.id}" in why.requests and not task.story.replaced:
+        said = _said(me.tree, {why.owner, why.last}, "replaced", task.id)
         event = {**said, "time": units.now_stamp(), "what": "replaced"}
         claim.write_line(me, task, event, sync=True)
-    if f"cancel.{name}" in why.requests and not _is_over(me, task):
+    if f"cancel.{task.id}" in why.requests and not _is_over(me, task):
         event = {"what": "cancelled", "by": me.name, "reason": "asked before its launcher died"}
         claim.write_line(me, task, {"time": units.now_stamp(), **event}, sync=True)
-    claim.settle(me, task)
 
 
 def _said(tree: Tree, owners: set[str], verb: str, task_id: str) -> dict[str, Any]:
@@ -318,18 +347,54 @@ def _said(tree: Tree, owners: set[str], verb: str, task_id: str) -> dict[str, An
     return {}
 
 
-def _is_over(me: Owner, task: tasks.Task) -> bool:
+def _is_over(me: Owner, task: Task) -> bool:
     """Whether a request to cancel comes too late: what has ended has ended."""
     if task.story.exit is None:
         return False
     return claim.place_of(me.tree, task, time.time()).state in layout.FINAL
 
 
-def settle_lost(me: Owner, task_id: str) -> None:
-    """Decide a task of our own whose node has died."""
-    ending = Ending("lost", me.name, me.name, frozenset(me.requests()))
-    _settle(me, task_id, me.name, ending, frozenset())
-    advance.after(me, [task_id])
+def _cost(task: Task, started: dict[str, Any], place: Place, seen: float) -> dict[str, Any]:
+    """What an attempt that was cut short had and for how long, as the journal keeps of any end."""
+    wanted = task.manifest
+    try:
+        begun = units.read_stamp(str(started.get("time")))
+    except ValueError:
+        begun = seen
+    ended = max(begun, seen)
+    return {
+        "time": units.stamp(ended),
+        "started": units.stamp(begun),
+        "elapsed_s": round(ended - begun, 3),
+        "submitted": wanted.submitted.time if wanted.submitted else "",
+        "id": task.id,
+        "state": place.state,
+        "group": place.group,
+        "node": str(started.get("node", "")),
+        "nodes": wanted.nodes,
+        "cores": wanted.nodes * wanted.ranks_per_node * wanted.cores_per_rank,
+        "gpus": wanted.nodes * wanted.gpus,
+        "memory_mb": wanted.nodes * units.memory(wanted.memory),
+        "workflow": wanted.workflow,
+    }
+
+
+def tell(me: Owner, lines: Iterable[bytes | None]) -> None:
+    """Add attempts of others to our own journal, by one write; it may fail, being for reports."""
+    if not (told := [line for line in lines if line is not None]):
+        return
+    with suppress(OSError, FileSystemFault):
+        journal = Journal(me.tree, me.name)
+        journal.waiting = told
+        journal.write()
+
+
+def settle_lost(me: Owner, task_id: str, seen: float) -> bytes | None:
+    """Decide a task of our own whose node has died, and was last heard of then; as `_settle`."""
+    why = Ending("lost", me.name, me.name, frozenset(me.requests()), seen)
+    return _settle(me, task_id, why, frozenset())
+
+
 
 
 def _bury(me: Owner, names: set[str]) -> None:

@@ -67,6 +67,7 @@ class End(NamedTuple):
     owner: str
     state: str
     outcome: Outcome
+    lost: bool
 
 
 def ends(events: Iterable[Event]) -> Iterator[End]:
@@ -95,6 +96,7 @@ def end_of(event: Event) -> End | None:
         owner=_text(event.get("owner")),
         state=_text(event.get("state")),
         outcome=_outcome(event),
+        lost=event.get("what") == "lost",
     )
 
 

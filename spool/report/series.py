@@ -63,8 +63,9 @@ class Row:
 class Totals:
     """All ends in one. states counts attempts by where they led: READY and WAITING mean again.
 
-    first and last bound what is told; granted cores are those of all owners, whatever workflow is
-    asked for. A hand's tasks stand in the row of the launcher that lent it its cores.
+    first and last bound what is told. Lost cores are used ones too: those of attempts whose
+    launcher or node died. Granted cores are those of all owners, whatever workflow is asked for. A
+    hand's tasks stand in the row of the launcher that lent it its cores.
     """
 
     first: float
@@ -83,6 +84,7 @@ class Totals:
     running: Spread
     owners: tuple[Row, ...]
     workflows: tuple[Row, ...]
+    lost_core_s: float = 0.0
 
     @property
     def span(self) -> Span:
@@ -168,6 +170,7 @@ class _Sum:
         self.states: Counter[str] = Counter()
         self.whole, self.owners, self.workflows = _Tally(), _Tallies(), _Tallies()
         self.waits_s, self.runs_s = array("d"), array("d")
+        self.lost_core_s = 0.0
         self.first, self.last = math.inf, -math.inf
 
     def see(self, event: Event) -> None:
@@ -177,6 +180,8 @@ class _Sum:
         if not (part := self.wanted.clip(end.started, end.time)):
             return
         self._stretch(part)
+        if end.lost:
+            self.lost_core_s += end.cores * (part[1] - part[0])
         tallies = (self.whole, self.owners.of(end.owner), self.workflows.of(end.workflow))
         for tally in tallies:
             tally.core_s += end.cores * (part[1] - part[0])
@@ -242,6 +247,7 @@ def totals(events: Iterable[Event], wanted: Wanted = EVERYTHING) -> Totals:
         running=spread(gathered.runs_s),
         owners=gathered.owners.rows(granted=True),
         workflows=gathered.workflows.rows(granted=False),
+        lost_core_s=gathered.lost_core_s,
     )
 
 
