@@ -165,6 +165,8 @@ def test_a_killed_rank_loses_and_doubles_nothing_and_the_launcher_starts_again(t
     said = one.communicate(timeout=120)[1]
     assert one.returncode == 0, said
     assert "starting it again" in said
+    logs = [path.read_text() for path in Path(tree.folder("launchers")).glob("*/log")]
+    assert sum("starting it again" in log for log in logs) == 1
     assert_each_once(tree, ids)
 
 

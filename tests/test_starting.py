@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ from spool.launcher.field import Size
 from spool.launcher.mpirun import Flavour
 from spool.launcher.picker import Wishes
 from spool.launcher.starting import Way, ranks_claimed
+from spool.queue import layout
 
 # -- am I one of several -------------------------------------------------------------------------
 
@@ -159,6 +161,8 @@ def test_signals_are_passed_on_and_what_runs_is_given_back(tmp_path, number):
     one.send_signal(number)
     one.communicate(timeout=30)
     assert one.returncode == 0
+    (log,) = Path(tree.folder("launchers")).glob("*/log")
+    assert "its starter: ranks are started by" in log.read_text()
     states = [spot.state for spot in tasks.spots(tree, tuple(State))]
     ended = 2 if number is signal.SIGINT else 0  # a first Ctrl-C lets them end
     assert states.count(State.FINISHED) == ended
@@ -186,3 +190,54 @@ def test_ranks_that_meet_only_while_they_are_few_lines_are_started_another_way(
     said = in_child(minds)
     assert said[-1] == 0 and "ranks are started by works" in said
     assert "ranks started by cuts did not come together" in said
+
+
+@pytest.fixture
+def minder(tree, owner) -> Iterator[starting.Minder]:
+    """One that has started a launcher, which is our owner."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    one = starting.Minder(tree, "", ["", ""], lambda text: None)
+    one.token = "token"
+    owner.write_record(started_by="token")
+    yield one
+    for number, action in before.items():
+        signal.signal(number, action)
+
+
+def log_of(owner) -> str:
+    return Path(owner.tree.owner(owner.name, layout.LOG)).read_text()
+
+
+def test_what_its_starter_says_and_fails_of_stands_in_the_launcher_s_log(
+    minder, owner, monkeypatch
+):
+    minder.log("before there is one")
+    assert minder._launchers() == [owner.name]
+    monkeypatch.setattr(starting.os, "urandom", lambda count: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        minder.run([], None)
+    lines = log_of(owner).splitlines()
+    assert "its starter: before there is one" in lines[0]
+    assert "Traceback" in lines[1] and "ZeroDivisionError" in lines[-1]
+    assert all("its starter: " in line for line in lines)
+
+
+def test_a_signal_only_leaves_a_note_and_the_loop_acts_on_it(minder, tree, owner):
+    inbox = Path(tree.owner(owner.name, layout.INBOX))
+    minder._note(signal.SIGINT, None)
+    assert not list(inbox.iterdir()) and not minder.told
+    minder._heed()
+    minder._note(signal.SIGINT, None)
+    minder._heed()
+    assert {path.name for path in inbox.iterdir()} == {"drain.launcher", "stop.launcher"}
+    assert minder.told == ["drain", "stop"]
+
+
+def test_a_request_that_cannot_be_written_ends_the_ranks_by_a_signal(minder, tree, owner):
+    inbox = Path(tree.owner(owner.name, layout.INBOX))
+    inbox.rmdir()
+    inbox.write_text("no folder")
+    minder.child = subprocess.Popen(["sleep", "60"])
+    minder._note(signal.SIGTERM, None)
+    minder._heed()
+    assert minder.child.wait(10) == -signal.SIGTERM

@@ -17,20 +17,23 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
+from spool import units
 from spool.errors import SpoolError
 from spool.launcher import mpirun
 from spool.launcher.run import clean_environment
-from spool.queue import files, layout, owner, processes
+from spool.queue import claim, files, layout, owner, processes
 from spool.queue.layout import State, Tree
 
 SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "PALS_SIZE", "MPI_LOCALNRANKS")
 TRY_S, JOIN_S, PARTING_S, SWEEP_S = 60.0, 90.0, 10.0, 30.0
 AGAIN_MOST = 10
 YOUNG_S = 30.0  # a launcher that dies sooner than that, twice, is not started again
+LOOK_S = 0.2  # how soon a signal is passed on, and an end seen
 LEFT_S = 60.0  # of its time below which starting again is not worth it
 MPI_KINDS = ((), ("--mpi=pmi2",), ("--mpi=pmix",))
 NEEDED = {"SLURM_OVERLAP": "1", "SLURM_CPU_BIND": "none"} | {
@@ -164,16 +167,20 @@ class Stopped(Exception):
 class Minder:
     """Starts one launcher's ranks, passes signals on, and starts it again should it be killed.
 
-    A `lone` launcher has none: it is one process here, whose mpiruns reach the other nodes.
+    A `lone` launcher has none: it is one process here, whose mpiruns reach the other nodes. What it
+    says stands in the launcher's log too: nobody may read our standard error.
     """
 
     def __init__(
-        self, tree: Tree, system: str, hosts: Sequence[str], log: Log, *, lone: bool = False
+        self, tree: Tree, system: str, hosts: Sequence[str], say: Log, *, lone: bool = False
     ) -> None:
-        self.tree, self.system, self.log, self.lone = tree, system, log, lone
+        self.tree, self.system, self.say, self.lone = tree, system, say, lone
         self.hosts = list(hosts)
         self.child: subprocess.Popen[bytes] | None = None
+        self.signals: list[int] = []
         self.told: list[str] = []
+        self.known: list[str] = []
+        self.unwritten: list[bytes] = []
         self.useless: list[str] = []
         self.token = ""
         self.trying = False
@@ -182,13 +189,41 @@ class Minder:
         """Until it is over; the launcher's exit code. Raises SpoolError."""
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup(1) wants it
-                signal.signal(number, self._pass_on)
+                signal.signal(number, self._note)
+        try:
+            return self._run(words, ends)
+        except SpoolError as fault:
+            self._write(str(fault))
+            raise
+        except Exception:
+            self._write(traceback.format_exc())
+            raise
+
+    def log(self, text: str) -> None:
+        """Say something, and keep it in the log of the launcher that we started."""
+        self.say(text)
+        self._write(text)
+
+    def _write(self, text: str) -> None:
+        """Add lines to the log of our last launcher, or of the first once it is there."""
+        stamp = units.now_stamp()
+        for line in text.splitlines():
+            self.unwritten.append(f"{stamp} its starter: {claim.printable(line)}\n".encode())
+        if not self.known:
+            return
+        lines, self.unwritten = b"".join(self.unwritten), []
+        for name in self.known:
+            with suppress(OSError, SpoolError):  # for people: a full disk must not stop the tasks
+                files.append(self.tree.owner(name, layout.LOG), lines, heal=False)
+
+    def _run(self, words: Sequence[str], ends: float | None) -> int:
         short = 0
         for _ in range(AGAIN_MOST):
             begun, useless = time.monotonic(), len(self.useless)
             code = self._once(words)
             if code:
                 self._sweep()
+            self._heed()
             if code in (0, 2) or self.told:
                 return code
             another_way = len(self.useless) > useless  # is tried next: that is no second try
@@ -210,6 +245,9 @@ class Minder:
         whole = [*way.words, *own, *words, "--parent", self.token]
         whole += ["--nodes", self._chosen()] if self.lone else []
         needed = {} if self.lone else NEEDED
+        self._heed()
+        if self.told:
+            return 0
         self.child = subprocess.Popen(
             whole,
             env=clean_environment(dict(os.environ)) | needed | {processes.MINDER: self.token},
@@ -220,8 +258,10 @@ class Minder:
             self.log(f"ranks started by {way.name} did not come together")
             self.useless.append(way.name)
             _end(self.child)
-        code = self.child.wait()
-        self.child = None
+        while self.child.poll() is None:
+            self._heed()
+            time.sleep(LOOK_S)
+        code, self.child = self.child.returncode, None
         return 128 - code if code < 0 else code
 
     def _way(self) -> Way | None:
@@ -246,30 +286,44 @@ class Minder:
         """
         deadline = time.monotonic() + JOIN_S
         while time.monotonic() < deadline:
+            self._heed()
             with suppress(subprocess.TimeoutExpired):
-                child.wait(0.5)
+                child.wait(LOOK_S)
             if self._launchers() or self.told:
+                self._write("")  # what was said before
                 return True
             if child.poll() is not None:
                 return child.returncode in (0, 2)
         return False
 
-    def _pass_on(self, number: int, _frame: object) -> None:
-        """The first Ctrl-C drains, the next signal stops; what still does not end is signalled.
+    def _note(self, number: int, _frame: object) -> None:
+        """A signal came: no more than that is done here, where anything may be half done.
 
         Raises Stopped where ranks are only being tried.
         """
-        verb = "drain" if number == signal.SIGINT and not self.told else "stop"
-        names = [] if self.lone else self._launchers()
-        if names and verb not in self.told:
-            for name in names:
-                files.replace(self.tree.request(name, verb, "launcher"), b"{}")
-        elif self.child is not None:
-            with suppress(ProcessLookupError):
-                self.child.send_signal(number if self.lone else signal.SIGTERM)
-        self.told.append(verb)
+        self.signals.append(number)
         if self.trying:
             raise Stopped
+
+    def _heed(self) -> None:
+        """The first Ctrl-C drains, the next signal stops; what still does not end is signalled."""
+        while self.signals:
+            number = self.signals.pop(0)
+            verb = "drain" if number == signal.SIGINT and not self.told else "stop"
+            asked = not self.lone and verb not in self.told and self._ask(verb)
+            self.told.append(verb)
+            if not asked and self.child is not None:
+                with suppress(ProcessLookupError):
+                    self.child.send_signal(number if self.lone else signal.SIGTERM)
+
+    def _ask(self, verb: str) -> bool:
+        """Put a request to the launchers that we started; False if it reached none."""
+        asked = False
+        for name in self._launchers():
+            with suppress(OSError, SpoolError):
+                files.replace(self.tree.request(name, verb, "launcher"), b"{}")
+                asked = True
+        return asked
 
     def _sweep(self) -> None:
         """Kill on every node what the launchers that we started left; then say so."""
@@ -287,6 +341,7 @@ class Minder:
             record = owner.read_record(self.tree, group)
             if record.get("started_by") == self.token:
                 found.append(group)
+        self.known = found or self.known
         return found
 
     def _on_every_node(self, words: Sequence[str]) -> bool:

@@ -395,8 +395,6 @@ def settle_lost(me: Owner, task_id: str, seen: float) -> bytes | None:
     return _settle(me, task_id, why, frozenset())
 
 
-
-
 def _bury(me: Owner, names: set[str]) -> None:
     """Keep dead launchers' records with how they ended; a dead verb's goes."""
     tree = me.tree
