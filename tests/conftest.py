@@ -13,11 +13,18 @@ import pytest
 
 from spool import config
 from spool.api import Spool
-from spool.queue import files, layout, tasks
+from spool.queue import files, layout, processes, tasks
 from spool.queue.layout import Tree
 from spool.queue.owner import Owner
 
 PATIENCE_S = 30.0
+QUIET_DOOR = '[door]\nquiet = "0.2s"\n'
+NO_SYNC = '[launcher]\nsync = "none"\n'
+MPIEXEC = Path(sys.executable).parent / "mpiexec"
+MPI_PROGRAM = [sys.executable, str(Path(__file__).parent / "mpi_program.py")]
+needs_mpiexec = pytest.mark.skipif(
+    not MPIEXEC.exists(), reason="needs mpiexec beside python. Run: pip install mpi4py mpich"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -42,9 +49,17 @@ def make_tree(root: Path, settings: str = "") -> Tree:
 
 
 @pytest.fixture
-def tree(tmp_path: Path) -> Tree:
-    """An empty spool whose door is quiet after 0.2 s and whose owners are never silent for long."""
-    return make_tree(tmp_path / "spool", '[door]\nquiet = "0.2s"\n')
+def tree(tmp_path: Path, request: pytest.FixtureRequest) -> Tree:
+    """An empty spool, its door quiet after 0.2 s, or set as the test module's SETTINGS say."""
+    return make_tree(tmp_path / "spool", getattr(request.module, "SETTINGS", QUIET_DOOR))
+
+
+@pytest.fixture
+def nothing_runs_on(tree: Tree) -> Iterator[None]:
+    """Whatever the launchers of a failed test left is killed."""
+    yield
+    for name in files.names(tree.folder("launchers")):
+        processes.kill_marked(name)
 
 
 @pytest.fixture

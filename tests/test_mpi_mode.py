@@ -11,34 +11,27 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import eventually, make_tree, run_spool, where
+from conftest import (
+    MPI_PROGRAM,
+    NO_SYNC,
+    eventually,
+    make_tree,
+    needs_mpiexec,
+    run_spool,
+    where,
+)
 from crashing import history_of, processes_of, words_of
 
 from spool.api import Spool
-from spool.queue import files, layout, processes, tasks
+from spool.queue import layout, processes, tasks
 from spool.queue.layout import Tree
 
-MPIEXEC = Path(sys.executable).parent / "mpiexec"
-pytestmark = pytest.mark.skipif(
-    not MPIEXEC.exists(), reason="needs mpiexec beside python. Run: pip install mpi4py mpich"
-)
-PROGRAM = [sys.executable, str(Path(__file__).parent / "mpi_program.py")]
+pytestmark = [needs_mpiexec, pytest.mark.usefixtures("nothing_runs_on")]
+SETTINGS = NO_SYNC
+PROGRAM = MPI_PROGRAM
 HANGS = [sys.executable, "-c", "from mpi4py import MPI; import time; time.sleep(300)"]
 TWO = len(os.sched_getaffinity(0)) >= 2
 """Whether there are two cores, so that tasks are pinned."""
-
-
-@pytest.fixture
-def tree(tmp_path: Path) -> Iterator[Tree]:
-    one = make_tree(tmp_path / "spool", '[launcher]\nsync = "none"\n')
-    yield one
-    for name in files.names(one.folder("launchers")):
-        processes.kill_marked(name)
-
-
-@pytest.fixture
-def spool(tree: Tree) -> Spool:
-    return Spool(tree.root)
 
 
 def launch(tree: Tree, *words: str) -> subprocess.CompletedProcess[str]:

@@ -9,11 +9,19 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import all_ids, eventually, make_tree, run_spool, where
+from conftest import (
+    MPIEXEC,
+    NO_SYNC,
+    all_ids,
+    eventually,
+    make_tree,
+    needs_mpiexec,
+    run_spool,
+    where,
+)
 from crashing import history_of, processes_of, words_of
 
 from spool.api import Spool
@@ -21,10 +29,8 @@ from spool.queue import files, journal, layout, processes, tasks
 from spool.queue.layout import State, Tree
 from spool.queue.owner import read_record
 
-MPIEXEC = Path(sys.executable).parent / "mpiexec"
-MISSING = "" if MPIEXEC.exists() else "needs mpiexec beside python. Run: pip install mpi4py mpich"
-pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
-
+pytestmark = [needs_mpiexec, pytest.mark.usefixtures("nothing_runs_on")]
+SETTINGS = NO_SYNC
 NODES, CORES = 4, 2
 REPORT = (
     "echo $SPOOL_NODE $SPOOL_CPUS $EPOCHREALTIME;"
@@ -33,19 +39,6 @@ REPORT = (
 )
 """What a task says: its node and cores as told, when, the cores it may use, and when again."""
 PARENTLESS = {name: value for name, value in os.environ.items() if not name.startswith("PMI")}
-
-
-@pytest.fixture
-def tree(tmp_path: Path) -> Iterator[Tree]:
-    one = make_tree(tmp_path / "spool", '[launcher]\nsync = "none"\n')
-    yield one
-    for name in files.names(one.folder("launchers")):
-        processes.kill_marked(name)
-
-
-@pytest.fixture
-def spool(tree: Tree) -> Spool:
-    return Spool(tree.root)
 
 
 def ranks(tree: Tree, *words: str, count: int = NODES) -> list[str]:
@@ -249,7 +242,7 @@ def test_short_tasks_do_not_wait_behind_long_ones_while_cores_are_idle(tree, spo
 
 def test_a_rank_that_stalled_too_long_does_nothing_more_and_no_task_is_there_twice(tmp_path):
     lease = '[lease]\nbeat = "0.5s"\nfence = "3s"\ndead = "5s"\n'
-    tree = make_tree(tmp_path / "spool", f'[launcher]\nsync = "none"\n{lease}')
+    tree = make_tree(tmp_path / "leased", NO_SYNC + lease)
     spool = Spool(tree.root)
     ids = [spool.submit(["sleep", "1"]).id for _ in range(60)]
     one = begin(minded(tree))
@@ -257,7 +250,7 @@ def test_a_rank_that_stalled_too_long_does_nothing_more_and_no_task_is_there_twi
     stalled = rank_pids(tree, leader=False)[0]
     os.kill(stalled, signal.SIGSTOP)
     try:
-        eventually(lambda: any("lost" in words_of(tree, task) for task in ids), "it is mourned")
+        eventually(lambda: lost_by_journal(tree), "it is mourned")
     finally:
         os.kill(stalled, signal.SIGCONT)
     one.communicate(timeout=120)
@@ -266,9 +259,12 @@ def test_a_rank_that_stalled_too_long_does_nothing_more_and_no_task_is_there_twi
     assert Counter(all_ids(tree)) == Counter(ids)
     assert all(where(tree, task).startswith("FINISHED/") for task in ids)
     assert all("vanished" not in words_of(tree, task) for task in ids)
-    lost = {event["id"] for event in journal.read(tree) if event["what"] == "lost"}
-    assert lost == {task for task in ids if "lost" in words_of(tree, task)}
+    assert all("lost" in words_of(tree, task) for task in lost_by_journal(tree))
     assert processes_of(tree) == []
+
+
+def lost_by_journal(tree: Tree) -> set[str]:
+    return {event["id"] for event in journal.read(tree) if event["what"] == "lost"}
 
 
 def test_a_program_that_starts_mpi_by_itself_works_below_a_rank(tree, spool):

@@ -7,44 +7,24 @@ import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import slurm_cluster
-from conftest import eventually, make_tree, where
+from conftest import MPI_PROGRAM, MPIEXEC, NO_SYNC, eventually, make_tree, needs_mpiexec, where
 from crashing import history_of, processes_of, words_of
 
 from spool.api import Spool
-from spool.queue import files, layout, processes, tasks
+from spool.queue import files, layout, tasks
 from spool.queue.layout import State, Tree
 from spool.queue.owner import read_record
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, needs_mpiexec, pytest.mark.usefixtures("nothing_runs_on")]
 slurm = slurm_cluster.slurm
-PROGRAM = [sys.executable, str(Path(__file__).parent / "mpi_program.py")]
+# Not srun: Slurm 22.05's pmi2 passes some messages of MPICH 5 on garbled.
+SETTINGS = f'{NO_SYNC}mpirun = "{MPIEXEC}"\n'
+PROGRAM = MPI_PROGRAM
 LAUNCH = f"{sys.executable} -m spool.cli --spool $ROOT launcher"
-MPIEXEC = Path(sys.executable).parent / "mpiexec"
-
-
-@pytest.fixture(autouse=True)
-def _mpi_is_here() -> None:
-    if not MPIEXEC.exists():
-        pytest.skip("needs mpiexec beside python. Run: pip install mpi4py mpich")
-
-
-@pytest.fixture
-def tree(tmp_path: Path) -> Iterator[Tree]:
-    # Not srun: Slurm 22.05's pmi2 passes some messages of MPICH 5 on garbled.
-    one = make_tree(tmp_path / "spool", f'[launcher]\nsync = "none"\nmpirun = "{MPIEXEC}"\n')
-    yield one
-    for name in files.names(one.folder("launchers")):
-        processes.kill_marked(name)
-
-
-@pytest.fixture
-def spool(tree: Tree) -> Spool:
-    return Spool(tree.root)
 
 
 def allocated(slurm, tree: Tree, *options: str, launcher: str = "", nodes: int = 4) -> str:
@@ -123,7 +103,7 @@ def test_mpi_tasks_beside_one_another_on_one_node_have_cores_of_their_own(slurm,
 
 
 def test_srun_starts_ranks_in_block_order_on_the_nodes_a_task_was_given(slurm, tmp_path):
-    tree = make_tree(tmp_path / "srun", '[launcher]\nsync = "none"\n')
+    tree = make_tree(tmp_path / "srun", NO_SYNC)
     words = ["sh", "-c", "echo rank $SLURM_PROCID $(hostname) $SPOOL_NODES"]
     shapes = [(1, 4), (2, 2), (3, 2), (4, 1)]
     ids = {

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import eventually, make_tree
+from conftest import NO_SYNC, eventually, make_tree, needs_mpiexec
 from crashing import in_child
 from hypothesis import given
 from hypothesis import strategies as st
@@ -138,17 +138,16 @@ def test_leases_are_longer_inside_an_allocation_unless_somebody_set_them():
 # -- the one who minds them ----------------------------------------------------------------------
 
 
+@needs_mpiexec
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_are_passed_on_and_what_runs_is_given_back(tmp_path, number):
-    if not (Path(sys.executable).parent / "mpiexec").exists():
-        pytest.skip("needs mpiexec beside python. Run: pip install mpi4py mpich")
     from crashing import processes_of
 
     from spool.api import Spool
     from spool.queue import tasks
     from spool.queue.layout import State
 
-    tree = make_tree(tmp_path / "spool", '[launcher]\nsync = "none"\n')
+    tree = make_tree(tmp_path / "spool", NO_SYNC)
     spool = Spool(tree.root)
     for _ in range(4):
         spool.submit(["sleep", "3" if number is signal.SIGINT else "60"], grace="1s")

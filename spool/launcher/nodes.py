@@ -113,10 +113,6 @@ class Room:
         free = 1 - self.shared - (Fraction(1, kept) if kept else 0)
         return max(0, int(free * shape.per_node))
 
-    def take(self, shape: Shape) -> Grant | None:
-        """Give a task of this shape its lowest free cores and GPUs; None if it does not fit."""
-        return self.grant(shape) if self.count(shape) else None
-
     def grant(self, shape: Shape) -> Grant:
         """Give a task's part, which fits, its lowest free cores and GPUs."""
         cores, gpus = needs(shape, self.node), shape.gpus
@@ -145,11 +141,6 @@ class Room:
         self.memory_mb += grant.memory_mb
         if grant.per_node:
             self.shared -= Fraction(1, grant.per_node)
-
-    @property
-    def idle(self) -> bool:
-        """Whether nothing is given away."""
-        return len(self.cpus) == len(self.node.cpus)
 
 
 def fits_ever(node: Node, shape: Shape) -> bool:
