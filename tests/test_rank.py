@@ -11,9 +11,10 @@ from collections.abc import Iterator
 
 import msgspec
 import pytest
-from conftest import eventually, where
+from conftest import all_ids, eventually, where
 
 from spool import config
+from spool.errors import LeaseLost
 from spool.launcher import clock, orders
 from spool.launcher.book import Book
 from spool.launcher.children import PR_SET_CHILD_SUBREAPER
@@ -21,7 +22,7 @@ from spool.launcher.nodes import Node
 from spool.launcher.picker import Wishes
 from spool.launcher.rank import FOLLOW_S, SIGNALS, WAKE, Rank
 from spool.launcher.ranks import FRESH_S, REST_S, SWEEP_AGAIN_S, SWEEPS, Ranks, gather
-from spool.queue import processes
+from spool.queue import processes, takeover
 from spool.queue.claim import Claimer
 from spool.queue.shape import Shape
 
@@ -114,17 +115,38 @@ def pair(tree, spool, owner) -> Iterator[Pair]:
     old_mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     one = Pair(tree, spool, owner)
     yield one
-    one.ranks._order_all(orders.Kill())
-    one.turn()
-    one.rank.batch.moving.clear()
-    one.rank.batch.drain()
     clock.reset()
+    one.rank.crew.kill_everything()
+    one.rank.batch.drain()
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
     signal.signal(WAKE, signal.SIG_IGN)
     while signal.sigtimedwait(SIGNALS, 0):
         pass
     signal.pthread_sigmask(signal.SIG_SETMASK, old_mask)
     signal.signal(WAKE, signal.SIG_DFL)
+
+
+# -- stalls --------------------------------------------------------------------------------------
+
+
+def test_a_rank_that_stalls_in_the_midst_of_a_turn_brings_no_task_back(pair):
+    task_id = pair.start("sleep", "0.1")
+    pair.turn()
+    (running,) = pair.rank.crew.running.values()
+    os.waitid(os.P_PID, running.pid, os.WEXITED | os.WNOWAIT)
+    takeover.settle_lost(pair.owner, task_id, 0.0)  # its leader has buried it
+    clock.jump(pair.owner.settings.lease_fence_s + 1)  # and now it goes on where it stood
+    with pytest.raises(LeaseLost):
+        pair.rank._work()
+    assert all_ids(pair.tree) == [task_id]
+    assert where(pair.tree, task_id).startswith("READY/")
+
+
+def test_a_beat_heard_before_a_stall_is_as_old_as_the_stall(pair):
+    pair.turn()
+    clock.jump(100.0)
+    pair.rank._obey(orders.Beat(1.0))
+    assert clock.now() - pair.rank.owner.last_beat > 100
 
 
 # -- what an mpirun left -------------------------------------------------------------------------

@@ -39,6 +39,19 @@ ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 SIGNALS = {signal.SIGCHLD, WAKE, *ENDING}
 
 
+class Leader(Owner):
+    """The owner of our tasks, as far as we have lately heard of it.
+
+    A stall may come in the midst of a turn: a leader that buried us meanwhile holds its lease, and
+    has given our tasks to others.
+    """
+
+    def holds_lease(self) -> bool:
+        """Whether the tasks are still its and ours."""
+        silent_s = clock.now() - self.last_beat
+        return silent_s < self.settings.lease_fence_s and super().holds_lease()
+
+
 class Rank:
     """Runs on its node what the leader orders, until the leader lets it go."""
 
@@ -88,7 +101,7 @@ class Rank:
 
     def _open(self, welcome: orders.Welcome, host: str) -> None:
         record = {**welcome.record, "host": host}
-        self.owner = Owner(self.tree, self.settings, welcome.owner, record)
+        self.owner = Leader(self.tree, self.settings, welcome.owner, record)
         node = welcome.node
         starter = Starter(
             self.owner,
@@ -176,7 +189,7 @@ class Rank:
             case orders.Ask():
                 self._answer(order)
             case orders.Beat():
-                self.owner.last_beat = clock.now() - order.age_s
+                self.owner.last_beat = self.turned_at - order.age_s  # it came before a stall
             case orders.Recall():
                 self._recall()
             case orders.Stop():
