@@ -31,7 +31,7 @@ class Batch:
 
     A thread makes what was gathered durable; then the caller's own steps move it, a few tasks at
     a time, so that slots are never left waiting for a disk. The folders moved into are synced
-    with the next batch, or when nothing more is gathered.
+    with the next batch; where none is gathered, a second after the last, or once all is `over`.
 
     finals are the ids of those whose children are to be looked for: for the caller to take.
     deliver takes a durable task where it is not we who move it: a rank tells its leader.
@@ -72,8 +72,11 @@ class Batch:
         """Whether nothing is gathered, moving or being synced."""
         return not (self.gathered or self.moving or self.places or self.syncing)
 
-    def step(self, count: int, *, now: bool) -> int:
-        """Move up to `count` synced tasks; `now` begins a sync without waiting for more."""
+    def step(self, count: int, *, now: bool, over: bool = False) -> int:
+        """Move up to `count` synced tasks; `now` begins a sync without waiting for more.
+
+        `over`: no task is left that may end, so that the folders need wait for no others either.
+        """
         if self.syncing and not self._answers.empty():
             self._take_answer()
         done = 0
@@ -97,12 +100,13 @@ class Batch:
                 elif layout.is_parent_group(place.state, place.group):
                     self.finals.append(place.group)  # it may have ended before we came there
         if not self.syncing and (not self.moving or clock.now() - self.ordered >= EVERY_S):
-            self._next_order(now)
+            self._next_order(now, over)
         return done
 
-    def _next_order(self, now: bool) -> None:
+    def _next_order(self, now: bool, over: bool) -> None:
         ripe = self.gathered and (now or clock.now() - self.since >= EVERY_S)
-        if not ripe and (self.gathered or not self.places):
+        due = self.places and (over or clock.now() - self.ordered >= EVERY_S)
+        if not ripe and (self.gathered or not due):
             return
         self.ordered = clock.now()
         self._order = (self.gathered if ripe else [], self.places)
@@ -150,7 +154,7 @@ class Batch:
     def drain(self) -> None:
         """Bring everything home, waiting as long as it takes; then the thread ends."""
         while not self.empty:
-            self.step(1000, now=True)
+            self.step(1000, now=True, over=True)
             if self.syncing:
                 signal.sigtimedwait({WAKE}, 1.0)
         self._orders.put(None)

@@ -358,7 +358,7 @@ class Launcher:
         idle = self.nothing_to_claim and not self.claimed and self.book.free > 0
         idle = idle or self.heirs.awaited(self.batch.gathered)
         try:
-            moved = self.batch.step(self.slice, now=idle)
+            moved = self.batch.step(self.slice, now=idle, over=not self.running_count)
         except (FileSystemFault, OSError) as fault:
             self._pause(fault)
             return 0
