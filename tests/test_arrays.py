@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import crashing
 import pytest
 from conftest import eventually, where
 from crashing import assert_sound, processes_of
@@ -310,6 +311,26 @@ def test_elements_of_a_chunk_that_waits_are_cancelled_by_a_line(tree, spool, lau
     array.retry("4")
     launcher.run()
     assert 4 in ends(tree, array) and 3 not in ends(tree, array)
+
+
+def test_a_killed_cancel_of_elements_leaves_them_cancelled_or_not_and_the_chunk_whole(tree, spool):
+    arrays: list[Array] = []
+
+    def prepare() -> crashing.Scenario:
+        arrays.append(spool.submit_array(["true"], array="0-9"))
+
+        def cancels(tell: crashing.Tell) -> None:
+            arrays[-1].cancel("3-5")
+            tell("promised")
+
+        return cancels
+
+    for point, ended in crashing.killed_at_each_call(prepare):
+        crashing.recovered(tree, point)
+        (chunk,) = arrays[-1].chunks
+        assert where(tree, chunk).startswith("READY/"), point
+        cancelled = arrays[-1].counts["cancelled"]
+        assert cancelled == 3 or (cancelled == 0 and not ended.told), point
 
 
 def test_elements_are_cancelled_where_they_run(tree, spool, launcher):
