@@ -271,7 +271,7 @@ def test_a_launcher_tells_in_json_what_it_did(tree: Tree, spool: Spool, command:
     [
         (("submti",), "there is no command 'submti'. Did you mean 'submit'?"),
         (("frobnicate",), "there is no command 'frobnicate'. Run: spool --help"),
-        (("submit", "--array", "1-9", "--", "true"), "arrays (--array, for now --each)"),
+        (("submit", "--chunk", "5", "--", "true"), "say which elements, by --array or by"),
         (("submit", "--time-limit", "soon", "--", "true"), "expected a duration such as 90"),
         (("submit", "--move", "--", "true"), "--move goes with --dir"),
         (("submit", "--each", "1-2", "--dir", "/tmp", "--move", "--", "x"), "--move gives a"),
