@@ -10,7 +10,7 @@ import crashing
 import pytest
 
 from spool.errors import DiskFull, FileSystemFault, SpoolError
-from spool.queue import faults, files
+from spool.queue import faults, files, trust
 
 
 @pytest.fixture
@@ -169,7 +169,7 @@ def test_a_file_that_cannot_be_trusted_is_refused_with_its_reason(
 ) -> None:
     trap(str(tmp_path / "manifest.json"))  # type: ignore[operator]
     with pytest.raises(PermissionError, match=said):
-        files.read_trusted(str(tmp_path), "manifest.json", frozenset((os.geteuid(),)))
+        trust.read_trusted(str(tmp_path), "manifest.json", frozenset((os.geteuid(),)))
 
 
 def test_a_folder_reached_by_a_link_or_of_another_user_is_refused(tmp_path: Path) -> None:
@@ -178,10 +178,10 @@ def test_a_folder_reached_by_a_link_or_of_another_user_is_refused(tmp_path: Path
     (tmp_path / "link").symlink_to("task")
     me = frozenset((os.geteuid(),))
     with pytest.raises(PermissionError, match="link"):
-        files.read_trusted(str(tmp_path / "link"), "manifest.json", me)
+        trust.read_trusted(str(tmp_path / "link"), "manifest.json", me)
     with pytest.raises(PermissionError, match="not trusted"):
-        files.read_trusted(str(tmp_path / "task"), "manifest.json", frozenset((4242,)))
-    assert files.read_trusted(str(tmp_path / "task"), "manifest.json", me) == b"{}"
+        trust.read_trusted(str(tmp_path / "task"), "manifest.json", frozenset((4242,)))
+    assert trust.read_trusted(str(tmp_path / "task"), "manifest.json", me) == b"{}"
 
 
 def test_a_failed_sync_is_told_and_not_tried_again(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ TIMED = "date +%s.%N > began; sleep {}; date +%s.%N > ended"
 def tree(tmp_path: Path) -> Iterator[Tree]:
     """A spool whose launchers wait for no disk; none of them outlives the test."""
     found = make_tree(tmp_path / "spool", QUICK)
+    Path(found.app("relax")).write_text('{"command": ["true"]}')
     yield found
     for name in files.names(found.folder("launchers")):
         processes.kill_marked(name)

@@ -18,9 +18,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from conftest import eventually, make_tree, run_spool, where
+from conftest import MPIEXEC, eventually, make_tree, run_spool, where
 from crashing import history_of, words_of
-from test_mpi_mode import MPIEXEC
 
 from spool.api import Spool
 from spool.launcher.leftovers import Leftovers

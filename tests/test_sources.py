@@ -488,7 +488,7 @@ def test_every_kind_of_key_is_known():
     types = {field.name: field.type for field in msgspec.structs.fields(Manifest)}
     assert types.keys() - kinds.keys() == set(csv_source._NO_COLUMNS)
     assert {key for key, kind in kinds.items() if kind is bool} == {"hold", "fresh"}
-    lists = {"tags", "args", "requires", "inputs", "after", "stage_in"}
+    lists = {"tags", "args", "requires", "inputs", "after", "stage_in", "imports"}
     assert {key for key, kind in kinds.items() if kind is list} == lists
 
 

@@ -37,6 +37,7 @@ from spool.queue import (
     manifest,
     parents,
     tasks,
+    trust,
 )
 from spool.queue.claim import printable
 from spool.queue.kinds import Input
@@ -370,7 +371,7 @@ def _mark(owner: Owner, arrival: Arrival, trusted: frozenset[int]) -> str:
     if reason := _forbidden(path, arrival):
         raise ManifestError(reason)
     try:
-        raw = files.read_trusted(path, layout.MANIFEST, trusted)
+        raw = trust.read_trusted(path, layout.MANIFEST, trusted)
     except FileNotFoundError:
         raise ManifestError(f"holds no {layout.MANIFEST}") from None
     begun = arrival.again and _own_story(path)

@@ -420,12 +420,13 @@ def read(path: str, limit: int = 1 << 26) -> bytes | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     try:
-        return _read(file, limit)
+        return read_from(file, limit)
     finally:
         os.close(file)
 
 
-def _read(file: int, limit: int) -> bytes:
+def read_from(file: int, limit: int) -> bytes:
+    """What an open file holds, at most `limit` bytes."""
     content = os.read(file, min(limit, 65536))
     if len(content) < 65536:
         return content
@@ -437,50 +438,9 @@ def _read(file: int, limit: int) -> bytes:
     return b"".join(parts)
 
 
-def read_trusted(folder: str, name: str, trusted: frozenset[int]) -> bytes:
-    """A task's file, reached without following links, owned by a user we trust.
-
-    Raises FileNotFoundError if folder or file is gone, PermissionError with the reason otherwise.
-    """
-    here = _open_safely(folder, os.O_DIRECTORY, None)
-    try:
-        owner = os.fstat(here).st_uid
-        if owner not in trusted:
-            raise PermissionError(errno.EPERM, f"belongs to user {owner}, who is not trusted")
-        file = _open_safely(name, 0, here)
-    finally:
-        os.close(here)
-    try:
-        found = os.fstat(file)
-        if reason := _unsafe(found, trusted):
-            raise PermissionError(errno.EPERM, f"{name} {reason}")
-        return _read(file, LARGEST_MANIFEST)
-    finally:
-        os.close(file)
-
-
-def _open_safely(path: str, extra: int, inside: int | None) -> int:
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | extra
-    try:
-        return _do("open", os.open, path, flags, dir_fd=inside)
-    except OSError as fault:
-        if fault.errno in (errno.ELOOP, errno.ENOTDIR, errno.ENXIO):
-            raise PermissionError(errno.EPERM, f"{path} is a link or no plain file") from None
-        raise
-
-
-def _unsafe(found: os.stat_result, trusted: frozenset[int]) -> str:
-    if not stat.S_ISREG(found.st_mode):
-        return "is no plain file"
-    if found.st_uid not in trusted:
-        return f"belongs to user {found.st_uid}, who is not trusted"
-    if found.st_nlink != 1:
-        return "has a second hard link"
-    if found.st_mode & stat.S_IWOTH:
-        return "can be written by everyone"
-    if found.st_size > LARGEST_MANIFEST:
-        return f"is larger than {LARGEST_MANIFEST} bytes"
-    return ""
+def open_inside(path: str, flags: int, inside: int | None) -> int:
+    """Open a path, relative to the open folder `inside` if there is one. Raises OSError."""
+    return _do("open", os.open, path, flags, dir_fd=inside)
 
 
 # -- durability ----------------------------------------------------------------------------------

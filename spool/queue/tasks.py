@@ -14,7 +14,7 @@ from typing import NamedTuple
 import msgspec
 
 from spool.errors import ManifestError
-from spool.queue import files, history, layout, manifest
+from spool.queue import files, history, layout, manifest, trust
 from spool.queue.history import Story
 from spool.queue.layout import State, Tree
 from spool.queue.manifest import Manifest
@@ -73,7 +73,7 @@ def load(path: str, task_id: str, trusted: frozenset[int] | None = None) -> Task
 
 def _read_trusted(path: str, trusted: frozenset[int]) -> bytes:
     try:
-        return files.read_trusted(path, layout.MANIFEST, trusted)
+        return trust.read_trusted(path, layout.MANIFEST, trusted)
     except FileNotFoundError:
         if not files.is_folder(path):
             raise
