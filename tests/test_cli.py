@@ -187,7 +187,13 @@ def test_wait_says_by_its_exit_code_how_it_went(look: Command) -> None:
     assert mixed.stdout == "2 finished, 1 failed, 1 cancelled\n"
     late = look("wait", "held", "--timeout", "0", "--json")
     assert late.returncode == TIMED_OUT
-    assert json.loads(late.stdout) == {"FINISHED": 0, "FAILED": 0, "CANCELLED": 0, "pending": 1}
+    assert json.loads(late.stdout) == {
+        "FINISHED": 0,
+        "FAILED": 0,
+        "CANCELLED": 0,
+        "pending": 1,
+        "blocked": 0,
+    }
 
 
 def test_wait_for_what_is_not_there_is_an_error(look: Command) -> None:
