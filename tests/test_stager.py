@@ -265,7 +265,7 @@ def test_a_hook_that_destroys_its_task_has_made_it_vanish(tree, spool, what):
     other = spool.submit("true", preprocess="true")
     launch(tree)
     assert is_in(tree, task, "FAILED/vanished@")
-    assert is_in(tree, other, "FINISHED/")
+    assert is_in(tree, other, "FINISHED/"), (where(tree, other.id), words_of(tree, other.id))
 
 
 def test_with_fresh_each_attempt_is_prepared_in_an_empty_directory(tree, spool):
@@ -347,7 +347,9 @@ def phase(tree, spool, request):
     keys = {"command": "true", **PHASES[request.param]}
     for key, value in keys.items():
         if value == WAITS.format("pid"):
-            keys[key] = f"test -f go && {{ echo finish > $SPOOL_NEXT; exit; }}; {value}"
+            keys[key] = (
+                f"test -f go && {{ echo finish > ${{SPOOL_NEXT:-/dev/null}}; exit; }}; {value}"
+            )
     return spool.submit(**keys)
 
 
@@ -473,7 +475,7 @@ def test_a_hook_that_fills_the_disk_fails_and_nothing_is_lost(small_disk):
         assert one.wait(timeout=60) == 0
     assert is_in(tree, greedy, "FAILED/prepare@")
     assert "preprocess: exit code 1" in told(tree, greedy, "broke")["reason"]
-    assert is_in(tree, other, "FINISHED/")
+    assert is_in(tree, other, "FINISHED/"), (where(tree, other.id), words_of(tree, other.id))
 
 
 def full(tree, task):

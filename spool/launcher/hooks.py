@@ -6,15 +6,19 @@ Never  starts a process, moves a task or writes its history: a stager does.
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 import sys
+from collections import deque
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from spool import units
 from spool.errors import ManifestError, SpoolError
 from spool.launcher import run
+from spool.launcher.run import Running
 from spool.queue import apps, files, history, layout, stages, tasks
 from spool.queue.kinds import Command
 from spool.queue.layout import Tree
@@ -35,6 +39,31 @@ class Step(NamedTuple):
     def carries(self) -> bool:
         """Whether it moves data, and no hook's command."""
         return self.command is None
+
+
+@dataclass(slots=True)
+class Work:
+    """A task in one stage: the steps that are left, and the one that runs.
+
+    stopping is why we end it: limit, cancelled or interrupted. said is the read end of what a
+    transfer says. events are the lines of its end, once it has one.
+    """
+
+    running: Running
+    stage: str
+    left: deque[Step]
+    step: Step | None = None
+    limit_at: float = math.inf
+    kill_at: float = math.inf
+    stopping: str = ""
+    said: int = -1
+    request: dict[str, Any] = field(default_factory=dict)
+    events: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def id(self) -> str:
+        """The task's id."""
+        return self.running.task.id
 
 
 def steps(task: Task, stage: str) -> list[Step]:

@@ -19,7 +19,6 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Any
 
 from spool import config, units
@@ -32,6 +31,7 @@ from spool.launcher.chore import Chore
 from spool.launcher.gate import Gate
 from spool.launcher.guard import Guard
 from spool.launcher.heirs import Heirs
+from spool.launcher.hooks import Step, Work
 from spool.launcher.lookout import Lookout
 from spool.launcher.picker import Wishes
 from spool.launcher.run import Running
@@ -51,31 +51,6 @@ MOVED_AT_ONCE = 16
 SIGNALS = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, WAKE}
 
 
-@dataclass(slots=True)
-class Work:
-    """A task in one stage: the steps that are left, and the one that runs.
-
-    stopping is why we end it: limit, cancelled or interrupted. said is the read end of what a
-    transfer says. events are the lines of its end, once it has one.
-    """
-
-    running: Running
-    stage: str
-    left: deque[hooks.Step]
-    step: hooks.Step | None = None
-    limit_at: float = math.inf
-    kill_at: float = math.inf
-    stopping: str = ""
-    said: int = -1
-    request: dict[str, Any] = field(default_factory=dict)
-    events: list[dict[str, Any]] = field(default_factory=list)
-
-    @property
-    def id(self) -> str:
-        """The task's id."""
-        return self.running.task.id
-
-
 class Stager:
     """One stager. `run` it once; counts says how many tasks were moved where."""
 
@@ -85,6 +60,7 @@ class Stager:
         self.counts: Counter[str] = Counter()
         self.works: dict[int, Work] = {}
         self.ended: deque[Work] = deque()
+        self.held: deque[str] = deque()
         self.draining = self.interrupting = False
         self.busy_at, self.tick_at, self.paused_until = clock.now(), 0.0, 0.0
         self.told_beat = 0.0
@@ -231,7 +207,13 @@ class Stager:
             self._stop(work, "interrupted")
 
     def _may_leave(self) -> bool:
-        if self.works or not (self.batch.empty and self.heirs.empty):
+        if self.draining and not self.interrupting:
+            self._give_back()
+        if (
+            self.works
+            or (self.held and not self.interrupting)
+            or not (self.batch.empty and self.heirs.empty)
+        ):
             return False
         if self.ended:  # unwritten, for the disk is full: a taker does these stages again
             return self.interrupting and clock.now() < self.paused_until
@@ -252,16 +234,31 @@ class Stager:
         free = self.settings.staging_at_once - len(self.works)
         if self.draining or free <= 0 or clock.now() < self.paused_until:
             return
+        self._begin_held()
         suits = self.gate.suits if self.wishes.tags else None
         for task_id in self.claimer.take(self._wants, free, suits):
             self.busy_at = clock.now()
-            self._begin(task_id)
+            self.held.append(task_id)
+            self._begin_held()
+
+    def _begin_held(self) -> None:
+        """Begin what is claimed; on a full disk it stays held for a later turn."""
+        while self.held:
+            self._begin(self.held[0])
+            self.held.popleft()
 
     def _wants(self, shape: Shape) -> int:
         ours = self.wishes.workflow
         if shape.stage == "run" or (ours and shape.workflow != shapes.name_token(ours)):
             return 0
         return self.settings.staging_at_once - len(self.works)
+
+    def _give_back(self) -> None:
+        """Return what was claimed and has not begun."""
+        while self.held:
+            if (task := claim.read_claim(self.owner, self.held[0], self.trusted)) is not None:
+                claim.settle(self.owner, task)
+            self.held.popleft()
 
     def _begin(self, task_id: str) -> None:
         """Begin the stage that a claimed task is in; what belongs elsewhere is sent on."""
@@ -316,7 +313,7 @@ class Stager:
             why = f"{work.step.name}: cannot start: {fault}"
             self._failed(work, why)
 
-    def _spawn(self, work: Work, step: hooks.Step) -> None:
+    def _spawn(self, work: Work, step: Step) -> None:
         task = work.running.task
         words = hooks.words(self.tree, task, step)
         environment = hooks.environment(self.base, self.tree, task, work.stage)
@@ -418,7 +415,7 @@ class Stager:
         else:
             self._hook_ended(work, step, status)
 
-    def _hook_ended(self, work: Work, step: hooks.Step, status: int) -> None:
+    def _hook_ended(self, work: Work, step: Step, status: int) -> None:
         limit = units.print_duration(units.duration(work.running.task.manifest.hook_limit))
         stopped = f"stopped at its limit of {limit}" if work.stopping == "limit" else ""
         log = f"{work.running.task.path}/{step.log}"
