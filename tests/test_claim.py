@@ -70,6 +70,43 @@ def test_what_a_shape_does_not_fit_is_left(tree: Tree, owner: Owner) -> None:
     assert where(tree, large).startswith("READY/c8@")
 
 
+def test_a_shape_that_is_not_wanted_is_asked_for_once_however_many_lanes_it_has(
+    tree: Tree, owner: Owner
+) -> None:
+    for number in range(30):
+        files.make_folder(tree.group(State.READY, f"c8@260101{number % 3:02}-{number:02}"))
+    small = one(tree)
+    asked: list[int] = []
+
+    def wants(wanted: shape.Shape) -> int:
+        asked.append(wanted.cores)
+        return 9 if wanted.cores == 1 else 0
+
+    claimer = Claimer(owner)
+    claimer.refresh()
+    assert list(claimer.take(wants, 9)) == [small]
+    assert asked.count(8) == 1
+    assert len(claimer.lanes) == 30 and {wanted.cores for wanted in claimer.shapes} == {8}
+
+
+def test_a_lane_that_was_begun_is_not_listed_again_after_a_look_at_ready(
+    tree: Tree, owner: Owner
+) -> None:
+    ids = crashing.many(tree, 60)
+    for number, task_id in enumerate(ids):
+        put(tree, task_id, f"c1@26010101-{number // 3:02}")
+    claimer = Claimer(owner)
+    claimer.refresh()
+    (first,) = claimer.take(everything, 1)
+    listed: list[str] = []
+    files.watch(lambda when, what, where: listed.append(where[0]) if what == "list" else None)
+    claimer.refresh()
+    (second,) = claimer.take(everything, 1)
+    files.watch(None)
+    assert ids.index(first) // 3 == ids.index(second) // 3
+    assert set(listed) == {tree.state(State.READY)}
+
+
 def test_the_second_claimer_to_reach_a_task_gets_nothing(tree: Tree, owner: Owner) -> None:
     crashing.many(tree, 1)
     first, second = Claimer(owner), Claimer(start_owner(tree))

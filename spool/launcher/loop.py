@@ -24,7 +24,7 @@ from typing import Any
 from spool import config, units
 from spool.config import Settings
 from spool.errors import FileSystemFault, LeaseLost, SpoolError
-from spool.launcher import answers, clock
+from spool.launcher import answers, clock, stopping
 from spool.launcher.batch import WAKE, Batch
 from spool.launcher.book import Book
 from spool.launcher.chore import Chore
@@ -47,11 +47,11 @@ from spool.queue.shape import Shape
 TICK_S = 1.0
 SLICE, SLICE_FAR = 4, 128
 LOOK_AT = 32
-FULL_PAUSE_S, MARGIN_S, LEAVE_S = 5.0, 5.0, 5.0
-MARGIN_EACH_S = 0.005  # of the end of its time, for each task that still runs
+FULL_PAUSE_S, LEAVE_S = 5.0, 5.0
 TELL_WHY_S = 10.0
 PACE_S = 0.25
 LINGER_S = 2.0  # of a hand, where tasks wait for others: more may come
+LIST_S = 0.02  # between two looks whether an empty READY got something, as each task ends
 HURRIED = 20.0  # starts a second on each core: tasks last milliseconds
 BELL = signal.SIGUSR1
 SIGNALS = {BELL, signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, WAKE}
@@ -82,6 +82,7 @@ class Launcher:
         self.began = self.busy_at = clock.now()
         self.ends_at = self.began + wishes.time_limit_s if wishes.time_limit_s else 0.0
         self.tick_at = self.paused_until = self.pace_at = 0.0
+        self.list_at = self.journal_at = 0.0
 
     # -- from the first heartbeat to the last ----------------------------------------------------
 
@@ -320,8 +321,9 @@ class Launcher:
             return 0
         if not self.book.free and not self._may_claim_ahead():
             return 0
-        if not self.picker.claimer.rows:
+        if not self.picker.claimer.rows and clock.now() >= self.list_at:
             self.picker.claimer.refresh()
+            self.list_at = clock.now() + LIST_S
         self.picker.suits = self.gate.suits if self.gate.looks else None
         self.picker.mpiruns = self.places.mpiruns_left - (len(self.claimed) - ahead)
         count = 0
@@ -349,9 +351,7 @@ class Launcher:
         above = bool(self.claimed) and wanted.priority > self.claimed[-1][1].priority
         self.claimed.append((task_id, wanted))
         if above:
-            ordered = sorted(self.claimed, key=lambda entry: -entry[1].priority)
-            self.claimed.clear()
-            self.claimed.extend(ordered)
+            self.claimed = deque(sorted(self.claimed, key=lambda entry: -entry[1].priority))
 
     def _move_some(self) -> int:
         """Move a slice of ended tasks; begin a sync at once when slots are idle, or others wait."""
@@ -365,7 +365,8 @@ class Launcher:
         while self.batch.stuck:
             task_id, why = self.batch.stuck.pop()
             self.log(f"{task_id}: cannot be moved, left to a taker: {why}")
-        if moved and not self.batch.moving:
+        if moved and not self.batch.moving and clock.now() >= self.journal_at:
+            self.journal_at = clock.now() + PACE_S  # a tick writes what is noted until then
             self.journal.write()
         if self.batch.finals and not self.batch.moving:
             self.heirs.ended(self.batch.finals)
@@ -412,8 +413,7 @@ class Launcher:
 
     def _mind_the_time(self, now: float) -> None:
         """Stop claiming when time is short; interrupt what runs so early that it can still end."""
-        margin = max(min(MARGIN_S, self.wishes.time_limit_s / 10), 2 * TICK_S)
-        margin += MARGIN_EACH_S * self.running_count
+        margin = stopping.margin_s(self.wishes.time_limit_s, self.running_count)
         self.picker.margin_s = margin
         grace = self.crew.stops.longest_grace_s
         if self.ranks:

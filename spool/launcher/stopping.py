@@ -19,6 +19,15 @@ RUNNER_S = 5.0
 AGAIN_S = 1.0  # between one KILL and the next, should a task take that long to die
 
 
+MARGIN_S, LEAST_MARGIN_S = 5.0, 2.0
+MARGIN_EACH_S = 0.005  # for each task that still runs
+
+
+def margin_s(time_limit_s: float, running: int) -> float:
+    """How long before its end a launcher must have stopped what runs, to bring it home."""
+    return max(min(MARGIN_S, time_limit_s / 10), LEAST_MARGIN_S) + MARGIN_EACH_S * running
+
+
 class Stops:
     """Minds the limits of `running`, the launcher's own table; `due_at` is when to look again."""
 

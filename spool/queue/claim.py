@@ -57,7 +57,10 @@ class Claimer:
         self._suits: Suits | None = None
 
     def refresh(self) -> list[str]:
-        """List READY anew; its lanes in serving order, equals in an order of our own."""
+        """List READY anew; its lanes in serving order, equals in an order of our own.
+
+        The lane whose names we hold goes first among its equals: it need not be listed again.
+        """
         lanes: list[str] = []
         self.strays = []
         for group in tasks.groups(self.tree, State.READY):
@@ -68,6 +71,7 @@ class Claimer:
             else:
                 lanes.append(group)
         self.random.shuffle(lanes)
+        lanes.sort(key=self._names_of.__ne__)
         self._arrange(lanes)
         return self.lanes
 
@@ -145,6 +149,7 @@ class Claimer:
             losses += 1
             if losses >= LOSSES_IN_A_ROW:
                 if fresh:
+                    self._names_of = ""
                     return
                 fresh, losses = self._list(group, folder), 0
         if not self._names and not self._list(group, folder):
