@@ -347,9 +347,10 @@ def test_two_launchers_together_never_run_more_than_the_limit_says(
     tree: Tree, begin: Callable[..., subprocess.Popen[str]]
 ) -> None:
     allow(tree, '"tag:io" = 2')
+    both = [begin("--cores", "4", idle="4s") for _ in range(2)]
+    eventually(lambda: len(tasks.groups(tree, State.RUNNING)) == 2)
     others = many(tree, 8, TIMED.format(0.2))
     limited = many(tree, 12, TIMED.format(0.2), tags=["io"])
-    both = [begin("--cores", "4", idle="1.5s") for _ in range(2)]
     assert [one.wait(40) for one in both] == [0, 0]
     assert finished(tree, limited + others)
     assert most_at_once(tree, limited) == 2
