@@ -13,7 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from spool import Spool
+from spool.queue import kinship
 from spool.queue.layout import State, Tree
+from spool.queue.wait import Pending, wait
+from spool.report import graph
 
 OUTCOMES = ("normal", "error", "timeout")
 PROGRAM = """#!/bin/sh
@@ -129,4 +132,11 @@ def test_a_parent_that_timed_out_is_rescued_and_its_children_run(tree: Tree, spo
     assert parent.group.startswith("replaced@")
     (line,) = [event for event in parent.history if event["what"] == "replaced"]
     assert line["with"] == heir.id
-    assert len(list(spool.tasks())) == 4
+    everyone = list(spool.tasks())
+    assert len(everyone) == 4
+    pending = Pending(tree, [task.id for task in everyone])
+    assert wait(pending, 10) and +pending.ends == {State.FINISHED: 3}
+    nodes = {node.spot.id: node for node in kinship.nodes(tree, (State.FINISHED, State.FAILED))}
+    drawn = list(graph.draw(nodes))
+    assert f"{parent.id}  FAILED, replaced by {heir.id}" in drawn
+    assert f"{heir.id}  FINISHED" in drawn

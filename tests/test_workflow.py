@@ -142,6 +142,21 @@ def test_a_workflow_is_submitted_whole_or_not_at_all(command, tree, file: Path) 
     assert sorted(tree_ids(tree)) == sorted(ids)
 
 
+def test_a_plan_has_a_line_a_task_however_many_its_command_has(command, tmp_path: Path) -> None:
+    file = tmp_path / "w.toml"
+    file.write_text("[[steps]]\nname = 'a'\ncommand = '''\ncd x &&\n  ./y\n'''\n")
+    plan = command("submit", "--workflow-file", str(file), "--dry-run")
+    assert plan.stdout == "a  cd x && ./y\n"
+
+
+def test_the_demo_s_graph_is_sound() -> None:
+    path = Path(__file__).parent.parent / "examples" / "g2" / "workflow.toml"
+    made = {task.name: task for task in workflow.read(str(path), {})}
+    assert len(made) == 37 and len(made["table"].after) == 24
+    assert made["energy-C6H6"].after == ["optimise-C6H6"]
+    assert "--name rescue-H2O2" in made["optimise-H2O2"].on_timeout
+
+
 def tree_ids(tree) -> list[str]:
     from spool.queue import tasks
     from spool.queue.layout import State

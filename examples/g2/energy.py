@@ -1,15 +1,17 @@
 #!/usr/bin/env python3
 """energy - the GFN2-xTB energy of one molecule, by the tblite library.
 
-    energy.py FILE.xyz [--slow SECONDS]
+    energy.py FILE.xyz [--output FILE.json] [--slow SECONDS]
 
 Reads   FILE.xyz (angstrom); its comment may say `charge=0 unpaired=1`.
-Writes  energy.json in the current directory: molecule, atoms, energy_hartree, seconds.
+Writes  energy.json (or --output) in the current directory: molecule, atoms, energy_hartree,
+        seconds.
 Prints  one line.
 Fails   exit 1 and one line on stderr: unreadable or impossible molecule, no convergence.
 
 `--slow` repeats the calculation until that many seconds have passed, so that a time limit has
 a real computation to stop. Imports numpy but not ASE: most of a run is start-up.
+optimise.py and frequencies.py read molecules and call tblite by the functions here.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ import numpy as np
 from tblite.exceptions import TBLiteRuntimeError
 from tblite.interface import SYMBOL_TO_NUMBER, Calculator
 
-ANGSTROM_IN_BOHR = 1 / 0.529177210903
+ANGSTROM_IN_BOHR = 1 / 0.529177210903  # CODATA 2018
 HEAVIEST = 86  # radon: GFN2-xTB has no parameters beyond
 
 
@@ -97,8 +99,8 @@ def comment_number(comment: str, word: str, where: str) -> int:
     return int(found[1])
 
 
-def single_point(molecule: Molecule) -> float:
-    """Energy in hartree. Raises MoleculeError."""
+def calculator_of(molecule: Molecule, accuracy: float = 1.0) -> Calculator:
+    """What computes its energy and gradient; less is more accurate. Raises MoleculeError."""
     try:
         calculator = Calculator(
             "GFN2-xTB",
@@ -107,17 +109,32 @@ def single_point(molecule: Molecule) -> float:
             charge=molecule.charge,
             uhf=molecule.unpaired,
         )
-        calculator.set("verbosity", 0)
-        energy = float(calculator.singlepoint().get("energy"))
     except TBLiteRuntimeError as error:
         raise MoleculeError(f"{molecule.name}: {' '.join(str(error).split())}") from None
-    if not math.isfinite(energy):
-        raise MoleculeError(f"{molecule.name}: the energy is {energy}")
-    return energy
+    calculator.set("verbosity", 0)
+    calculator.set("accuracy", accuracy)
+    return calculator
 
 
-def run(path: Path, slow_s: float) -> str:
-    """Compute, write energy.json, return the line to print. Raises MoleculeError, OSError."""
+def computed(molecule: Molecule, calculator: Calculator) -> tuple[float, np.ndarray]:
+    """Energy (hartree) and gradient (hartree/bohr) where it is now. Raises MoleculeError."""
+    try:
+        found = calculator.singlepoint()
+        energy, gradient = float(found.get("energy")), found.get("gradient")
+    except TBLiteRuntimeError as error:
+        raise MoleculeError(f"{molecule.name}: {' '.join(str(error).split())}") from None
+    if not (math.isfinite(energy) and np.isfinite(gradient).all()):
+        raise MoleculeError(f"{molecule.name}: energy or gradient is no number")
+    return energy, gradient
+
+
+def single_point(molecule: Molecule) -> float:
+    """Energy in hartree. Raises MoleculeError."""
+    return computed(molecule, calculator_of(molecule))[0]
+
+
+def run(path: Path, output: Path, slow_s: float) -> str:
+    """Compute, write the result, return the line to print. Raises MoleculeError, OSError."""
     molecule = read_molecule(path)
     begin = time.monotonic()
     energy = single_point(molecule)
@@ -129,17 +146,18 @@ def run(path: Path, slow_s: float) -> str:
         "energy_hartree": energy,
         "seconds": round(seconds, 4),
     }
-    Path("energy.json").write_text(json.dumps(result) + "\n", encoding="utf-8")
+    output.write_text(json.dumps(result) + "\n", encoding="utf-8")
     return f"{molecule.name}: {len(molecule.numbers)} atoms, {energy:.8f} hartree, {seconds:.3f} s"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="GFN2-xTB energy of one molecule.")
     parser.add_argument("file", metavar="FILE.xyz", type=Path)
+    parser.add_argument("--output", metavar="FILE.json", type=Path, default=Path("energy.json"))
     parser.add_argument("--slow", metavar="SECONDS", type=float, default=0.0)
     options = parser.parse_args()
     try:
-        print(run(options.file, options.slow))
+        print(run(options.file, options.output, options.slow))
     except (MoleculeError, OSError) as error:
         sys.exit(f"Error: {error}")
 

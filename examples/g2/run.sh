@@ -1,17 +1,21 @@
 #!/bin/sh
-# run.sh - 162 real energies through a spool: two launchers, two failures, mended and run again.
+# run.sh - 162 real energies through a spool: two launchers, two failures, mended and run again;
+#          then a graph: twelve molecules optimised, their vibrations, one table, one rescue.
 #
 #     run.sh BIN_DIR [WORK_DIR]
 #
 # Needs   BIN_DIR, the bin directory of a Python environment with spool, ase, tblite, tabulate.
-# Writes  WORK_DIR only: molecules/, names.txt, ids.txt, second.log, spool/. By default a fresh
-#         temporary directory, which is kept to be looked into.
+# Writes  WORK_DIR only: molecules/, names.txt, ids.txt, graph.txt, table.txt, second.log, spool/.
+#         By default a fresh temporary directory, which is kept to be looked into.
 # Fails   exit 1: the demo did not end as it must. exit 2: it cannot start.
 
 set -eu
 
 SPOILED=CH3ONO # its file names an element that is none
 SLOW=C6H6      # computes for 8 seconds with a time limit of 3
+GRAPH=minima   # the workflow of workflow.toml,
+RESCUED=H2O2   # where this one computes for 12 seconds with a time limit of 5
+OPTIMISED=12   # molecules, each with three tasks; one more makes the table
 
 usage() {
     echo "run.sh: $*" >&2
@@ -147,3 +151,39 @@ awk -v tasks="$total" -v seconds="$((end - begin))" 'BEGIN {
         tasks, seconds, tasks / seconds
 }'
 echo "All $total molecules are in $SPOOL/FINISHED."
+
+step "8. a graph: optimise, then frequencies and energy of what came out, then one table of all"
+export PYTHON G2="$HERE" MOLECULES="$WORK/molecules" # workflow.toml asks for them
+echo "What two of its molecules would make:"
+show spool submit --workflow-file "$HERE/workflow.toml" --set "molecule=H2O,$RESCUED" --dry-run
+show spool submit --workflow-file "$HERE/workflow.toml" >"$WORK/graph.txt"
+echo "$(($(wc -l <"$WORK/graph.txt"))) ids; who waits for whom, of the same two:"
+show spool tree --workflow "$GRAPH" '*-H2O.*' "*-$RESCUED.*" table
+begin=$(date +%s)
+show spool launcher --idle-timeout 1 || fail "the launcher failed"
+seconds=$(($(date +%s) - begin))
+
+step "9. one ran into its time limit; its handler sent another from where it was, in its place"
+show spool history "optimise-$RESCUED"
+echo "$ ls $SPOOL/FAILED/*"
+ls "$SPOOL"/FAILED/*
+show spool tree --workflow "$GRAPH" "*-$RESCUED.*"
+show spool log "rescue-$RESCUED"
+
+step "10. the table waited for all of them, and read what lies in its parents' directories"
+show spool wait --workflow "$GRAPH" --timeout 10 || fail "the graph did not finish"
+show spool log table | tee "$WORK/table.txt"
+[ "$(tail -n 1 "$WORK/table.txt")" = "$OPTIMISED molecules, each in a minimum" ] ||
+    fail "the table does not hold $OPTIMISED molecules"
+show spool status
+# Each that was stopped has one that took its place; on a loaded machine it may be more than one.
+stopped=$(count FAILED)
+[ "$stopped" -ge 1 ] || fail "expected optimise-$RESCUED to run into its time limit"
+expect FAILED "$(cd "$SPOOL/FAILED" && find . -path './replaced@*/optimise-*' -prune -print | wc -l)"
+[ "$(ids FINISHED | grep -c '^rescue-')" -eq "$stopped" ] || fail "a rescue is missing"
+for state in WAITING READY RUNNING CANCELLED; do
+    expect "$state" 0
+done
+expect FINISHED $((total + 3 * OPTIMISED + 1))
+echo "All $total energies and $((3 * OPTIMISED + 1)) tasks of the graph are in $SPOOL/FINISHED."
+echo "The graph took $seconds s; $stopped of its tasks ran into a time limit and was rescued."

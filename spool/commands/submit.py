@@ -228,7 +228,8 @@ def _print_plan(tasks: Iterable[Manifest], *, as_json: bool) -> None:
         if as_json:
             shared.print_json(manifest.as_mapping(one))
             continue
-        typed = one.command if isinstance(one.command, str) else " ".join(one.command or one.args)
+        words = one.command if isinstance(one.command, str) else " ".join(one.command or one.args)
+        typed = " ".join(line.strip() for line in words.strip().splitlines())
         waits = f"  after {' '.join(one.after)}" if one.after else ""
         click.echo(f"{one.name}{waits}  {typed}")
 

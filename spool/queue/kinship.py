@@ -22,10 +22,11 @@ LOOKS = 2  # a task that moves while a walk goes by is met by the second
 
 
 class Node(NamedTuple):
-    """A task, where it lies, and the tasks it waits, or waited, for."""
+    """A task, where it lies, the tasks it waits, or waited, for, and whose place it takes."""
 
     spot: Spot
     after: tuple[str, ...]
+    replaces: str = ""
 
 
 def blocked_groups(tree: Tree) -> dict[str, str]:
@@ -64,7 +65,8 @@ def nodes(tree: Tree, states: tuple[State, ...]) -> Iterator[Node]:
         if layout.parse_id(spot.id) is None:
             continue
         try:
-            yield Node(spot, tuple(tasks.load(spot.path(tree), spot.id).manifest.after))
+            wanted = tasks.load(spot.path(tree), spot.id).manifest
+            yield Node(spot, tuple(wanted.after), wanted.replaces)
         except (OSError, ManifestError):
             continue
 
@@ -74,7 +76,7 @@ def descendants(tree: Tree, roots: Iterable[str]) -> list[Spot]:
     children: dict[str, set[str]] = defaultdict(set)
     spots: dict[str, Spot] = {}
     for _ in range(LOOKS):
-        for spot, after in nodes(tree, UNFINISHED):
+        for spot, after, _ in nodes(tree, UNFINISHED):
             spots[spot.id] = spot
             for parent in after:
                 children[parent].add(spot.id)

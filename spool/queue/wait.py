@@ -20,8 +20,8 @@ BLOCKED_EVERY = 5
 class Pending:
     """Ids that are not final yet; `look` takes those that became so.
 
-    Whoever took the place of one of them is waited for in its stead. ends counts by
-    state; blocked are those left that wait in vain, for a parent that failed.
+    Whoever took the place of one of them is waited for in its stead, and counted once. ends counts
+    by state; blocked are those left that wait in vain, for a parent that failed.
     """
 
     def __init__(self, tree: Tree, ids: Iterable[str]) -> None:
@@ -29,6 +29,7 @@ class Pending:
         self.shards: dict[str, set[str]] = defaultdict(set)
         self.ends: Counter[State] = Counter()
         self.blocked: set[str] = set()
+        self._counted: set[str] = set()
         for task_id in ids:
             self.shards[layout.shard_of(task_id)].add(task_id)
 
@@ -48,6 +49,7 @@ class Pending:
                 if layout.group_label(group) == layout.REPLACED:
                     found -= self._follow(found)
                 self.ends[state] += len(found)
+                self._counted |= found
             if not self.shards[shard]:
                 del self.shards[shard]
         return len(self)
@@ -57,8 +59,9 @@ class Pending:
         kin, followed = Lookup(self.tree), set()
         for task_id in replaced:
             if (heir := kin[task_id].id) != task_id:
-                self.shards[layout.shard_of(heir)].add(heir)
                 followed.add(task_id)
+                if heir not in self._counted:
+                    self.shards[layout.shard_of(heir)].add(heir)
         return followed
 
     def gone(self) -> list[str]:
