@@ -17,11 +17,10 @@ from typing import Any
 import crashing
 import pytest
 from conftest import eventually, run_spool, where
-from crashing import Tell, claimed, in_child, killed_at_each_call, one, start_owner
+from crashing import Tell, claimed, killed_at_each_call, one, start_owner
 from test_race import together
 
 from spool import Spool, config
-from spool.config import trusted_users
 from spool.errors import ManifestError, Refused
 from spool.launcher import inputs
 from spool.queue import (
@@ -33,9 +32,7 @@ from spool.queue import (
     kinship,
     layout,
     manifest,
-    parents,
     submit,
-    takeover,
     tasks,
     wait,
 )
@@ -229,8 +226,8 @@ def test_diamonds_run_each_corner_once_and_in_order_by_two_launchers_at_once(
                 "after": [f"{one}{d}" for one in after],
             })  # fmt: skip
     assert command("submit", "--from", bulk(tmp_path, items[::-1])).returncode == 0  # forward
-    two = [subprocess.Popen([*SPOOL.split(), "--spool", tree.root, "launcher", "--quiet",
-                             "--cores", "1", "--idle-timeout", "2s"]) for _ in range(2)]  # fmt: skip
+    words = [*SPOOL.split(), "--spool", tree.root, "launcher", "--quiet", "--cores", "1"]
+    two = [subprocess.Popen([*words, "--idle-timeout", "2s"]) for _ in range(2)]
     assert [launcher.wait(100) for launcher in two] == [0, 0]
     lines = ran.read_text().split()
     assert Counter(lines) == Counter(item["name"] for item in items)
@@ -436,12 +433,10 @@ def test_a_key_whose_submitter_is_killed_at_any_call_yields_one_task(tree: Tree)
         wanted[:] = [manifest.from_mapping(mapping, "test")]
         return lambda tell: tell(submit.submit(tree, wanted[0]))
 
-    count = 0
-    for point, told in killed_at_each_call(prepare):
+    for count, (point, told) in enumerate(killed_at_each_call(prepare), 1):
         again = [
             work[0] for work in together(*[lambda tell: tell(submit.submit(tree, wanted[0]))] * 3)
         ]
-        count += 1
         assert len({*again, *told.told}) == 1, point
         crashing.findings(tree, repair=True)
         assert len(crashing.assert_sound(tree, point)) == count, point
@@ -502,17 +497,12 @@ def test_a_removal_that_was_cut_short_does_not_tell_of_a_parent_that_runs_again(
         with control.verb(tree, config.load(tree.root), "rm") as by:
             control.once(control.remove, by, _spot(tree, root))
 
-    class DiesBeforeTheGrave:
-        def __call__(self, when: str, operation: str, arguments: tuple[Any, ...]) -> None:
-            if (
-                operation == "rename"
-                and f"/tmp/{'rm'}" not in arguments[1]
-                and "/tmp/" in str(arguments[1])
-            ):
-                os.kill(os.getpid(), signal.SIGKILL)
+    def dies(when: str, operation: str, arguments: tuple[Any, ...]) -> None:
+        if operation == "rename" and arguments[1].startswith(f"{tree.tmp()}/"):
+            os.kill(os.getpid(), signal.SIGKILL)
 
-    assert crashing.Child(removes, DiesBeforeTheGrave()).wait().killed
-    crashing.taken_over(tree)
+    assert crashing.Child(removes, dies).wait().killed
+    crashing.findings(tree, repair=True)
     assert where(tree, root).startswith("FINISHED/") and files.exists(tree.seen(root))
     with control.verb(tree, config.load(tree.root), "retry") as by:
         control.once(control.retry, by, _spot(tree, root))
@@ -564,7 +554,7 @@ def test_a_cancelled_parent_blocks_its_children_and_wait_says_so(
     launched(tree)
     assert states(tree) == {"FINISHED": 4, "FAILED": 1}
     pending = wait.Pending(tree, [child, below])
-    assert wait.wait(pending, 5) and pending.ends == {State.FINISHED: 2}
+    assert wait.wait(pending, 5) and pending.ends[State.FINISHED] == 2
 
 
 def test_a_subtree_is_cancelled_and_its_neighbour_goes_on(tree: Tree, command: Command) -> None:
@@ -660,15 +650,117 @@ def test_two_people_who_close_a_cycle_at_once_do_not_both_succeed(tree: Tree) ->
 # -- files from parents --------------------------------------------------------------------------
 
 
-def test_files_are_taken_from_parents_linked_or_copied(tree: Tree, tmp_path: Path) -> None:
-    makes = "mkdir -p deep/er; echo $0 > a.txt; echo 2 > b.txt; echo 3 > deep/er/c.dat"
+def test_files_are_taken_from_parents_linked_or_copied_and_again_in_a_second_attempt(
+    tree: Tree, tmp_path: Path
+) -> None:
+    makes = "mkdir -p deep/er; echo 1 > a.txt; echo 2 > b.txt; echo 3 > deep/er/c.dat"
     first = one(tree, makes, name="first")
     second = one(tree, "echo second > a2.txt", name="second")
-    linked = one(tree, "cat a.txt a2.txt; cat deep/er/c.dat", name="linked", after=[first, second],
-                 inputs=[{"from": "*", "glob": "a*.txt"}, {"from": "first", "glob": "deep"}]
+    reads = "cat a.txt a2.txt deep/er/c.dat > read; echo x >> %s; test -e b || { touch b; false; }"
+    linked = one(tree, reads % "/dev/null", name="linked", after=[first, second], max_attempts=2,
+                 inputs=[{"from": "*", "glob": "a*.txt"}, {"from": "first", "glob": "deep"}],
                  )  # fmt: skip
-    assert where(tree, linked).startswith("WAITING")
+    copied = one(tree, reads % "a.txt deep/er/c.dat", name="copied", after=[first, second],
+                 max_attempts=2,
+                 inputs=[{"from": "*", "glob": "a*.txt", "copy": True},
+                         {"from": first, "glob": "deep", "copy": True}])  # fmt: skip
+    none = one(tree, "true", name="none", after=[first], inputs=[{"from": "first", "glob": "z*"}])
     launched(tree)
-    assert states(tree) == {"FAILED": 1, "FINISHED": 2}  # * means each: second has no deep, but a*
-    path = Path(_spot(tree, linked).path(tree))
-    assert "FAILED" not in str(path), (path / "history.jsonl").read_text()
+    for task_id in (linked, copied):
+        path = Path(_spot(tree, task_id).path(tree))
+        assert path.parent.parent.name == "FINISHED", crashing.history_of(tree, task_id)
+        assert (path / "read").read_text() == "1\nsecond\n3\n"
+        assert (path / "a.txt").is_symlink() == (task_id == linked)
+        assert not (path / "b.txt").exists()
+    of_first = Path(_spot(tree, first).path(tree))
+    assert (of_first / "a.txt").read_text() == "1\n"
+    assert (of_first / "deep" / "er" / "c.dat").read_text() == "3\n"
+    assert where(tree, none).startswith("FAILED/")
+    assert "nothing there matches 'z*'" in str(crashing.history_of(tree, none))
+
+
+def test_a_name_means_that_parent_alone_and_not_one_that_begins_so(tree: Tree) -> None:
+    short, long = one(tree, "echo short > x", name="a"), one(tree, "echo long > y", name="a.b")
+    child = one(tree, "ls > told", after=[short, long], inputs=[{"from": "a", "glob": "*[xy]"}])
+    launched(tree)
+    path = Path(_spot(tree, child).path(tree))
+    assert (path / "x").exists() and not (path / "y").exists()
+    assert inputs.provide.__doc__
+
+
+# -- the door ------------------------------------------------------------------------------------
+
+
+def test_an_arrival_waits_for_its_parents_and_is_refused_without_them(
+    tree: Tree, command: Command
+) -> None:
+    root = one(tree, name="root")
+    arrival = layout.new_id("drop", "26010100-00")
+    for name, after in ((arrival, [root]), ("stranger", ["x.26010100-00-aaaaaaaaaa"]),
+                        ("second", [arrival])):  # fmt: skip
+        path = tree.task(State.CREATED, "", name)
+        files.new_folder(path)
+        wanted = manifest.from_mapping({"command": "true", "after": after}, "test")
+        files.write_new(f"{path}/{layout.MANIFEST}", manifest.encode(wanted))
+    launched(tree)
+    told = [crashing.history_of(tree, s.id)[-1] for s in tasks.spots(tree, (State.FAILED,))]
+    assert states(tree) == {"FINISHED": 3, "FAILED": 1}, told
+    assert where(tree, arrival).startswith("FINISHED/")
+    failed = next(tasks.spots(tree, (State.FAILED,)))
+    assert failed.group.startswith("rejected@")
+    assert "there is no task" in crashing.history_of(tree, failed.id)[-1]["reason"]
+    ends = {spot.id.partition(".")[0]: _ended_at(tree, spot.id)
+            for spot in tasks.spots(tree, (State.FINISHED,))}  # fmt: skip
+    assert ends["root"] <= ends["drop"] <= ends["second"]
+
+
+def _ended_at(tree: Tree, task_id: str) -> str:
+    return str(next(e["time"] for e in crashing.history_of(tree, task_id) if e["what"] == "exit"))
+
+
+# -- Balsam's graphs -----------------------------------------------------------------------------
+
+MAKE_SIDES = "for n in 1 2 3; do echo $((n + 1)) > side$n.dat; done"
+SQUARE = "for f in side*.dat; do n=$(cat $f); echo $((n * n)) > square${f#side}; done"
+REDUCE = "s=0; for f in square*.dat; do s=$((s + $(cat $f))); done; echo $s > total"
+
+
+def test_balsam_s_static_graph_adds_up_the_squares_of_its_sides(tree: Tree) -> None:
+    sides = one(tree, MAKE_SIDES, name="make_sides")
+    squares = [
+        one(tree, SQUARE, name=f"square{n}", after=[sides],
+            inputs=[{"from": "make_sides", "glob": f"side{n}.dat"}])
+        for n in (1, 2, 3)
+    ]  # fmt: skip
+    reduce = one(tree, REDUCE, name="reduce", after=squares,
+                 inputs=[{"from": "*", "glob": "square*.dat"}])  # fmt: skip
+    launched(tree)
+    assert states(tree) == {"FINISHED": 5}
+    total = Path(_spot(tree, reduce).path(tree), "total").read_text()
+    assert int(total) == 4 + 9 + 16
+
+
+SPAWNS = """
+import os, random, subprocess, sys, spool
+here, me = spool.Spool(), os.environ["SPOOL_TASK"]
+for n in range(6):
+    open(f"side{n}.dat", "w").write(str(n + 1))
+    child = here.submit(%r, name=f"square{n}", after=[me], key=f"square{n}",
+                        inputs=[{"from": "make_sides", "glob": f"side{n}.dat"}])
+    subprocess.run([sys.executable, "-m", "spool.cli", "modify", "reduce", "--after", child.id],
+                   check=True)
+"""
+
+
+def test_balsam_s_dynamic_graph_children_spawned_while_reduce_already_waits(
+    tree: Tree, tmp_path: Path
+) -> None:
+    sides = one(tree, python(tree, SPAWNS % SQUARE, tmp_path, "spawns"), name="make_sides")
+    reduce = one(tree, REDUCE, name="reduce", after=[sides],
+                 inputs=[{"from": "*", "glob": "s*.dat"}])  # fmt: skip
+    launched(tree)
+    assert states(tree) == {"FINISHED": 8}, crashing.history_of(tree, reduce)
+    task = tasks.load(_spot(tree, reduce).path(tree), reduce)
+    assert len(task.manifest.after) == 7
+    assert int(Path(task.path, "total").read_text()) == sum(n * n for n in range(1, 7))
+    crashing.assert_sound(tree)

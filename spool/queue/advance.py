@@ -97,6 +97,7 @@ def children(
             yield place
             if place.state in FINAL:  # it failed with its parent, and so may its own children
                 left.append(name)
+                kin.look_anew()
 
 
 def after(me: Owner, ended: Collection[str]) -> int:

@@ -314,11 +314,24 @@ def modify(by: Verb, spot: Spot) -> Spot:
         )
     task = _grab(by, spot)
     change = by.event("change", set=_with_all_parents(by, task))
+    if spot.state in QUEUED and "after" in by.changes:
+        return _put_with_parents(by, task, change)
     if spot.state in QUEUED:
         return _put(by, task, change)
     claim.write_line(by.me, task, change, sync=True)
     claim.hand_on(by.me, task.id, Place(spot.state, spot.group), sync=True)
     return spot
+
+
+def _put_with_parents(by: Verb, task: Task, change: dict[str, Any]) -> Spot:
+    """New parents, unless another has closed a cycle at the same moment: of two, one sees it."""
+    claim.write_line(by.me, task, change, sync=True)
+    try:
+        kinship.no_cycle(by.tree, task.id, by.changes["after"])
+    except Refused:
+        _put(by, task, by.event("change", set={"after": task.manifest.after}))
+        raise
+    return _put(by, tasks.load(task.path, task.id))
 
 
 def _with_all_parents(by: Verb, task: Task) -> dict[str, Any]:

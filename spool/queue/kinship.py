@@ -113,7 +113,7 @@ def _cycle(task_id: str, came_from: dict[str, str]) -> str:
 
 def _after(tree: Tree, task_id: str) -> list[str]:
     """The parents of a task, and who took its place. One that has ended may yet be retried."""
-    if (spot := tasks.find(tree, task_id, looks=2)) is None:
+    if (spot := tasks.find(tree, task_id)) is None:
         return []
     try:
         task = tasks.load(spot.path(tree), task_id)

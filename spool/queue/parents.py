@@ -51,6 +51,10 @@ class Lookup(Mapping[str, Parent]):
             self._known[task_id] = found
         return found
 
+    def look_anew(self) -> None:
+        """Something has just failed: where, is listed again."""
+        self._failed = None
+
     def assume_unfinished(self, task_id: str) -> None:
         """Take it from a caller who is just submitting that task."""
         self._known[task_id] = Parent(task_id, State.WAITING)
@@ -140,7 +144,7 @@ def ended(tree: Tree, ids: Iterable[str]) -> Iterator[str]:
 def unfinished(tree: Tree) -> set[str]:
     """The ids of all tasks in a state that is not final, by one walk."""
     states = (State.CREATED, State.WAITING, State.READY, State.RUNNING)
-    return {spot.id for spot in tasks.spots(tree, states)}
+    return {_plain(spot.id) for spot in tasks.spots(tree, states)}
 
 
 def is_known(tree: Tree, task_id: str) -> bool:
@@ -151,4 +155,18 @@ def is_known(tree: Tree, task_id: str) -> bool:
         return True
     if tasks.find(tree, task_id) or removed_as(tree, task_id):
         return True
-    return any(spot.id == task_id for spot in tasks.arrivals(tree))
+    return any(spot.id == task_id for spot in tasks.arrivals(tree)) or _is_arriving(tree, task_id)
+
+
+def _is_arriving(tree: Tree, task_id: str) -> bool:
+    """Whether an owner has it in hand as an arrival: ID~new, or ID@SOURCE~new."""
+    groups = files.names(tree.state(State.RUNNING))
+    held = (name for group in groups for name in files.names(tree.group(State.RUNNING, group)))
+    return any(_plain(name) == task_id for name in held if name.endswith(layout.ARRIVING))
+
+
+def _plain(name: str) -> str:
+    """The id of a task, or of an arrival in somebody's hands."""
+    if not name.endswith(layout.ARRIVING):
+        return name
+    return name.removesuffix(layout.ARRIVING).partition("@")[0]
