@@ -48,10 +48,9 @@ class Heirs:
         """
         if not ids:
             return
-        some, now = ids.copy(), clock.now()
-        if len(some) > 1 + len(self.waited_for) // LISTED_AT_ONCE or now > self._listed_at + OLD_S:
-            self.waited_for = advance.parents_waited_for(self.owner.tree)
-            self._listed_at = now
+        some = ids.copy()
+        if self._is_old() or len(some) > 1 + len(self.waited_for) // LISTED_AT_ONCE:
+            self._list()
             some = list(self.waited_for.intersection(ids))
         if some:
             self._parents += some
@@ -69,6 +68,19 @@ class Heirs:
     def _then(self, first: Iterator[Place], second: Iterator[Place]) -> Iterator[Place]:
         yield from first
         yield from second
+
+    def _is_old(self) -> bool:
+        return clock.now() > self._listed_at + OLD_S
+
+    def _list(self) -> None:
+        self.waited_for = advance.parents_waited_for(self.owner.tree)
+        self._listed_at = clock.now()
+
+    def anybody_waits(self) -> bool:
+        """Whether any task waits for another, whoever runs that; as last listed."""
+        if self._is_old():
+            self._list()
+        return bool(self.waited_for)
 
     def awaited(self, ended: Iterable[tuple[str, Place]]) -> bool:
         """Whether others wait for any of these, so that they should not tarry; as last listed."""

@@ -50,6 +50,7 @@ LOOK_AT = 32
 FULL_PAUSE_S, LEAVE_S = 5.0, 5.0
 TELL_WHY_S = 10.0
 PACE_S = 0.25
+POLL_S = 0.02
 LINGER_S = 2.0  # of a hand, where tasks wait for others: more may come
 LIST_S = 0.02  # between two looks whether an empty READY got something, as each task ends
 HURRIED = 20.0  # starts a second on each core: tasks last milliseconds
@@ -465,7 +466,12 @@ class Launcher:
             wait_s = min(wait_s, self.places.mpirun_at - asleep_at)
         if self.ranks:
             wait_s = min(wait_s, self.ranks.flush())
+        looks = self.nothing_to_claim and self.book.free and asleep_at - self.busy_at < LINGER_S
+        if looks and self.heirs.waited_for and (self.hands.lent or self.wishes.hand_of):
+            wait_s = min(wait_s, POLL_S)
         got = self.crew.sleep(self.signals, max(0.0, wait_s))
+        if looks and got is None:
+            self._new_lanes()
         self.slept_s += clock.now() - asleep_at
         if got is None or got.si_signo in (signal.SIGCHLD, WAKE):
             return
@@ -499,7 +505,7 @@ class Launcher:
         if not (self.batch.empty and self.heirs.empty and self.nothing_to_claim):
             return False
         if self.wishes.hand_of:
-            lingers = LINGER_S if self.heirs.waited_for else 0.0
+            lingers = LINGER_S if self.heirs.anybody_waits() else 0.0
             return clock.now() >= self.busy_at + lingers and not self._new_lanes()
         if self.chores.busy or not self.lookout.settled or self.wishes.idle_s is None:
             return False

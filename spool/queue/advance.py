@@ -142,7 +142,8 @@ class Sweep:
     def step(self, limit: int = SWEPT_AT_ONCE) -> int:
         """Look after up to `limit` parents; how many children were moved."""
         waited_for = parents_waited_for(self.me.tree)
-        line = sorted((layout.shard_of(parent), parent) for parent in waited_for)
+        parts = ((layout.parse_id(parent), parent) for parent in waited_for)
+        line = sorted((found.shard, parent) for found, parent in parts if found)
         first = bisect_right(line, self._reached) if self._reached else 0
         some = line[first : first + limit]
         found = parents.ended(self.me.tree, (parent for _, parent in some))

@@ -104,8 +104,8 @@ def parse_id(text: str) -> TaskId | None:
 
 
 def is_no_parent(group: str) -> bool:
-    """Whether a group of WAITING is none of a task: held@SHARD, until@MINUTE, or nobody's."""
-    return group.startswith(("held@", "until@", ".")) or parse_id(group) is None
+    """Whether a group of WAITING is surely no id: held@SHARD, until@MINUTE, or nobody's."""
+    return "." not in group or group[0] == "."
 
 
 def is_parent_group(state: State, group: str) -> bool:

@@ -128,7 +128,8 @@ def ended(tree: Tree, ids: Iterable[str]) -> Iterator[str]:
     """Those of many tasks that have ended, by few listings: a rumour, to be looked at again."""
     shards: dict[str, set[str]] = defaultdict(set)
     for task_id in ids:
-        shards[layout.shard_of(task_id)].add(task_id)
+        if parts := layout.parse_id(task_id):
+            shards[parts.shard].add(task_id)
     failed = files.names(tree.state(State.FAILED)) if shards else []
     for shard, some in shards.items():
         groups = [(State.FINISHED, shard), (State.CANCELLED, shard)]

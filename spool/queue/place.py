@@ -182,6 +182,8 @@ def stop_reason(event: dict[str, Any]) -> str:
 
 def ordered(after: Iterable[str], under: str = "") -> list[str]:
     """Parents, the youngest first; from `under` on, since those before it had finished then."""
+    if isinstance(after, list) and len(after) == 1:
+        return after
     numbered = enumerate(dict.fromkeys(after))
     young = sorted(numbered, key=lambda entry: (layout.shard_of(entry[1])[:8], entry[0]))
     found = [task_id for _, task_id in reversed(young)]
