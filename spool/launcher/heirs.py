@@ -8,25 +8,31 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from queue import SimpleQueue
 
 from spool.launcher import clock
 from spool.queue import advance, files
+from spool.queue.layout import State
 from spool.queue.owner import Owner
 from spool.queue.place import Place
 
 AT_ONCE = 1_000
 LISTED_AT_ONCE = 500  # names for the price of another call
+FRESH_S = 0.1
+LINGER_S, POLL_S = 2.0, 0.02  # of a hand that is idle while tasks wait for others
 OLD_S = 30.0  # after so long who is waited for is listed anew
 
 
 class Heirs:
-    """Moves on what waited for our tasks; `ended` many, `step` often."""
+    """Moves on what waited for our tasks; `ended` many, `step` often.
 
-    def __init__(self, owner: Owner) -> None:
-        self.owner = owner
+    `opened` is told the lanes that children went to.
+    """
+
+    def __init__(self, owner: Owner, opened: Callable[[str], None] | None = None) -> None:
+        self.owner, self.opened = owner, opened
         self._parents: list[str] = []
         self._left: SimpleQueue[str | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._sweep, daemon=True)
@@ -76,11 +82,15 @@ class Heirs:
         self.waited_for = advance.parents_waited_for(self.owner.tree)
         self._listed_at = clock.now()
 
-    def anybody_waits(self) -> bool:
-        """Whether any task waits for another, whoever runs that; as last listed."""
-        if self._is_old():
+    def tarry(self, idle_s: float) -> bool:
+        """Whether a hand should not leave yet: tasks wait for others, and more may come."""
+        if idle_s < LINGER_S and clock.now() > self._listed_at + FRESH_S:
             self._list()
-        return bool(self.waited_for)
+        return self.may_come(idle_s)
+
+    def may_come(self, idle_s: float) -> bool:
+        """Whether another on this node may just now let go what we could run: look often."""
+        return bool(self.waited_for) and idle_s < LINGER_S
 
     def awaited(self, ended: Iterable[tuple[str, Place]]) -> bool:
         """Whether others wait for any of these, so that they should not tarry; as last listed."""
@@ -94,13 +104,13 @@ class Heirs:
         self._left.put(None)
         self._thread.join()
 
-    def step(self, count: int) -> list[Place]:
-        """Move on up to `count` children; where to.
+    def step(self, count: int) -> int:
+        """Move on up to `count` children; how many were moved.
 
         What a fault of the file system cuts short is begun anew with the next step.
         """
         if self.empty:
-            return []
+            return 0
         try:
             moved = list(islice(self._moving, count))
         except BaseException:
@@ -108,4 +118,7 @@ class Heirs:
             raise
         if len(moved) < count:
             self._parents.clear()
-        return moved
+        for place in moved:
+            if self.opened is not None and place.state is State.READY:
+                self.opened(place.group)
+        return len(moved)

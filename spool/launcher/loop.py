@@ -32,7 +32,7 @@ from spool.launcher.crew import Report
 from spool.launcher.field import Field
 from spool.launcher.gate import Gate
 from spool.launcher.hands import Hands
-from spool.launcher.heirs import Heirs
+from spool.launcher.heirs import POLL_S, Heirs
 from spool.launcher.lookout import Lookout
 from spool.launcher.picker import Held, Picker, Wishes
 from spool.launcher.places import Places
@@ -40,7 +40,7 @@ from spool.launcher.staging import Staging
 from spool.queue import advance, claim, files, layout, watch
 from spool.queue.claim import Claimer
 from spool.queue.journal import Journal
-from spool.queue.layout import State, Tree
+from spool.queue.layout import Tree
 from spool.queue.owner import Owner
 from spool.queue.shape import Shape
 
@@ -50,8 +50,6 @@ LOOK_AT = 32
 FULL_PAUSE_S, LEAVE_S = 5.0, 5.0
 TELL_WHY_S = 10.0
 PACE_S = 0.25
-POLL_S = 0.02
-LINGER_S = 2.0  # of a hand, where tasks wait for others: more may come
 LIST_S = 0.02  # between two looks whether an empty READY got something, as each task ends
 HURRIED = 20.0  # starts a second on each core: tasks last milliseconds
 BELL = signal.SIGUSR1
@@ -125,7 +123,8 @@ class Launcher:
         self.picker.may = self.gate.may
         self.journal = Journal(self.tree, self.owner.name)
         self.batch = Batch(self.owner, self.settings.launcher_sync)
-        self.heirs = Heirs(self.owner)
+        self.heirs = Heirs(self.owner, self.picker.claimer.add)
+        self.picker.few = lambda: bool(self.heirs.waited_for)
         self.bell = watch.Bell(self.tree, BELL)
         self.ranks = self.field.ranks
         if self.ranks:
@@ -357,9 +356,9 @@ class Launcher:
     def _move_some(self) -> int:
         """Move a slice of ended tasks; begin a sync at once when slots are idle, or others wait."""
         idle = self.nothing_to_claim and not self.claimed and self.book.free > 0
-        idle = idle or self.heirs.awaited(self.batch.gathered)
+        now = idle or self.heirs.awaited(self.batch.gathered)
         try:
-            moved = self.batch.step(self.slice, now=idle, over=not self.running_count)
+            moved = self.batch.step(self.slice, now=now, over=not self.running_count)
         except (FileSystemFault, OSError) as fault:
             self._pause(fault)
             return 0
@@ -371,11 +370,9 @@ class Launcher:
             self.journal.write()
         if self.batch.finals and not self.batch.moving:
             self.heirs.ended(self.batch.finals)
-        for place in (heirs := self.heirs.step(self.slice)):
-            if place.state is State.READY:
-                self.nothing_to_claim = False
-                self.picker.claimer.add(place.group)
-        return moved + len(heirs)
+        if heirs := self.heirs.step(self.slice):
+            self.nothing_to_claim = False
+        return moved + heirs
 
     # -- once a second ---------------------------------------------------------------------------
 
@@ -466,12 +463,10 @@ class Launcher:
             wait_s = min(wait_s, self.places.mpirun_at - asleep_at)
         if self.ranks:
             wait_s = min(wait_s, self.ranks.flush())
-        looks = self.nothing_to_claim and self.book.free and asleep_at - self.busy_at < LINGER_S
-        if looks and self.heirs.waited_for and (self.hands.lent or self.wishes.hand_of):
-            wait_s = min(wait_s, POLL_S)
+        shares = self.nothing_to_claim and bool(self.hands.lent or self.wishes.hand_of)
+        if shares and self.heirs.may_come(asleep_at - self.busy_at):
+            wait_s, self.tick_at = min(wait_s, POLL_S), min(self.tick_at, asleep_at + POLL_S)
         got = self.crew.sleep(self.signals, max(0.0, wait_s))
-        if looks and got is None:
-            self._new_lanes()
         self.slept_s += clock.now() - asleep_at
         if got is None or got.si_signo in (signal.SIGCHLD, WAKE):
             return
@@ -505,8 +500,7 @@ class Launcher:
         if not (self.batch.empty and self.heirs.empty and self.nothing_to_claim):
             return False
         if self.wishes.hand_of:
-            lingers = LINGER_S if self.heirs.anybody_waits() else 0.0
-            return clock.now() >= self.busy_at + lingers and not self._new_lanes()
+            return not (self.heirs.tarry(clock.now() - self.busy_at) or self._new_lanes())
         if self.chores.busy or not self.lookout.settled or self.wishes.idle_s is None:
             return False
         leave_at = self.busy_at + self.wishes.idle_s

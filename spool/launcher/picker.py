@@ -17,6 +17,7 @@ from spool.queue.claim import Claimer, Row, Suits
 from spool.queue.shape import Shape
 
 AHEAD_MOST = 256
+AHEAD_FEW = 4  # where tasks wait for others: READY may hold but few, for all who look there
 AHEAD_S = 0.25
 PATIENCE_S, PATIENCE_TASKS = 30.0, 100
 COUNTED_LANES = 1000
@@ -61,6 +62,7 @@ class Picker:
         self.no_mpi: Callable[[], str] = lambda: "need several ranks, and there is no mpirun"
         self.suits: Suits | None = None
         self.ahead: Callable[[Shape], int] | None = None
+        self.few: Callable[[], bool] = lambda: False
         self.may: Callable[[Shape], bool] = lambda shape: True
         self.refused: dict[Shape, str] = {}
         self.waiting_since: dict[Shape, float] = {}
@@ -192,7 +194,7 @@ class Picker:
         return priority, hour, shape not in self.tired, widest, longest
 
     def _ahead_allowed(self) -> int:
-        return min(AHEAD_MOST, int(self.rate * AHEAD_S))
+        return min(AHEAD_FEW if self.few() else AHEAD_MOST, int(self.rate * AHEAD_S))
 
     def too_large(self, limit: int) -> Iterator[Held]:
         """Claim up to `limit` tasks that would not fit these nodes if they were empty."""

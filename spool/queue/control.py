@@ -314,10 +314,8 @@ def modify(by: Verb, spot: Spot) -> Spot:
         )
     task = _grab(by, spot)
     change = by.event("change", set=_with_all_parents(by, task))
-    if spot.state in QUEUED and "after" in by.changes:
-        return _put_with_parents(by, task, change)
     if spot.state in QUEUED:
-        return _put(by, task, change)
+        return (_put_with_parents if "after" in by.changes else _put)(by, task, change)
     claim.write_line(by.me, task, change, sync=True)
     claim.hand_on(by.me, task.id, Place(spot.state, spot.group), sync=True)
     return spot
