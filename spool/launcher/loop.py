@@ -465,8 +465,10 @@ class Launcher:
             wait_s = min(wait_s, self.ranks.flush())
         shares = self.nothing_to_claim and bool(self.hands.lent or self.wishes.hand_of)
         if shares and self.heirs.may_come(asleep_at - self.busy_at):
-            wait_s, self.tick_at = min(wait_s, POLL_S), min(self.tick_at, asleep_at + POLL_S)
+            wait_s = min(wait_s, POLL_S)
         got = self.crew.sleep(self.signals, max(0.0, wait_s))
+        if shares and got is None:
+            self._new_lanes()
         self.slept_s += clock.now() - asleep_at
         if got is None or got.si_signo in (signal.SIGCHLD, WAKE):
             return
@@ -509,9 +511,7 @@ class Launcher:
             return False
         if self.lookout.door.under_way:
             leave_at = max(leave_at, self.busy_at + self.settings.door_quiet_s + 2 * TICK_S)
-        if clock.now() < leave_at or advance.catch_up(self.owner):
-            return False
-        return not self._new_lanes()
+        return not (clock.now() < leave_at or advance.catch_up(self.owner) or self._new_lanes())
 
     def _new_lanes(self) -> bool:
         """Whether READY got a lane since our last look: by a retry, a takeover, the door, ..."""
