@@ -200,7 +200,9 @@ def test_sweepers_racing_for_tasks_whose_moment_has_come_move_each_once(tree: Tr
         assert files.move(spot.path(tree), overdue)
 
     def sweeps(tell: Tell) -> None:
-        tell(advance.release_due(tree))
+        me = start_owner(tree, "sweeper")
+        tell(advance.release_due(me))
+        me.end()
 
     moved = [int(str(told[0])) for told in together(*[sweeps] * 4)]
     # A loser that finds the task at its common target cannot tell this from a lost reply.
