@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from spool import config
@@ -17,6 +18,8 @@ from spool.queue import files, layout, processes, tasks
 from spool.queue.layout import Tree
 from spool.queue.owner import Owner
 
+hypothesis.settings.register_profile("untimed", deadline=None)  # speed is for the benchmarks
+hypothesis.settings.load_profile("untimed")
 PATIENCE_S = 30.0
 QUIET_DOOR = '[door]\nquiet = "0.2s"\n'
 NO_SYNC = '[launcher]\nsync = "none"\n'
