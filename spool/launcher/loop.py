@@ -188,7 +188,7 @@ class Launcher:
         if self.ranks:
             self.ranks.close()
         self.crew.close()
-        claimer = self.picker.claimer
+        (claimer := self.picker.claimer).tidy()
         self.log(f"closed after {self.started} starts")
         try:
             self.chores.finish(LEAVE_S)

@@ -27,6 +27,7 @@ from spool.queue.shape import Shape
 from spool.queue.tasks import Task
 
 LOSSES_IN_A_ROW = 2
+TIDY_EVERY_S = 1.0
 LOOKS = 256  # tasks of a lane looked at in vain before others get their turn
 Row = tuple[Shape, str]
 Wants = Callable[[Shape], int]
@@ -55,6 +56,9 @@ class Claimer:
         self._names: list[str] = []
         self._names_of = ""
         self._suits: Suits | None = None
+        self._ours: set[str] = set()
+        self._emptied: set[str] = set()
+        self._tidy_at = 0.0
 
     def refresh(self) -> list[str]:
         """List READY anew; its lanes in serving order, equals in an order of our own.
@@ -73,7 +77,17 @@ class Claimer:
         self.random.shuffle(lanes)
         lanes.sort(key=self._names_of.__ne__)
         self._arrange(lanes)
+        if time.monotonic() >= self._tidy_at:
+            self.tidy()
         return self.lanes
+
+    def tidy(self) -> None:
+        """Remove the lanes that we filled ourselves, as far as they are empty."""
+        self._tidy_at = time.monotonic() + TIDY_EVERY_S
+        for group in self._emptied:
+            files.remove_folder(self.tree.group(State.READY, group))
+        self._emptied.clear()
+        self._ours.clear()
 
     def _arrange(self, lanes: list[str]) -> None:
         lanes.sort(key=shape.order)
@@ -83,7 +97,11 @@ class Claimer:
         self.shapes = {wanted for wanted, _ in self.rows}
 
     def add(self, lane: str) -> None:
-        """A lane that we have just put a task into: known without listing READY."""
+        """A lane that we have just put a task into: known without listing READY.
+
+        Where it gets empty it stays for a while: chains fill it again and again.
+        """
+        self._ours.add(lane)
         if lane in self.rows.get(_row(lane), ()):
             return
         self._arrange([*self.lanes, lane])
@@ -186,7 +204,10 @@ class Claimer:
         return won
 
     def _drop(self, group: str, folder: str) -> None:
-        files.remove_folder(folder)
+        if group in self._ours:
+            self._emptied.add(group)
+        else:
+            files.remove_folder(folder)
         row = self.rows.get(_row(group), [])
         if group in row:
             row.remove(group)
