@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 import shutil
 from collections.abc import Iterator
 
@@ -22,7 +23,10 @@ from spool.queue.layout import State, Tree
 from spool.queue.parents import Lookup
 from spool.queue.tasks import Task
 
-KEPT = frozenset((layout.MANIFEST, layout.HISTORY, layout.OUTPUT, layout.ERRORS))
+KEPT = frozenset((*layout.OWN, layout.OUTPUT, layout.ERRORS))
+"""What is each task's own: taken from a parent it would tell wrong things of the child."""
+
+_OF_ATTEMPT = re.compile(r"(results|live)[.-][0-9]+(\.errors)?")
 
 
 def provide(tree: Tree, task: Task) -> None:
@@ -36,10 +40,9 @@ def provide(tree: Tree, task: Task) -> None:
 
 
 def _meant(task: Task, item: Input) -> list[str]:
-    """The parents an item names: by id, by name, or all by *."""
-    named = [
-        parent for parent in task.manifest.after if item.source in ("*", parent, _name_of(parent))
-    ]
+    """The parents an item names: by id, of a chunk or its array, by name, or all by *."""
+    after = task.manifest.after
+    named = [one for one in after if item.source in ("*", one, _name_of(one), layout.array_of(one))]
     if not named:
         raise SpoolError(f"input from {item.source!r}: no task of key 'after' is meant")
     return named
@@ -69,7 +72,7 @@ def _take(task: Task, item: Input, parent: str, folder: str) -> None:
 
 def _matching(folder: str, pattern: str) -> Iterator[str]:
     for name in sorted(glob.glob(pattern, root_dir=folder, recursive=True)):
-        if name not in KEPT:
+        if name not in KEPT and not _OF_ATTEMPT.fullmatch(name):
             yield name
 
 

@@ -292,6 +292,11 @@ class Starter:
         return {**exit_event(running, self.owner.name), "code": code, "error": reason}
 
 
+def is_of_the_moment(fault: Exception) -> bool:
+    """Whether a failure tells of the machine as it is now, and nothing of the task."""
+    return isinstance(fault, OSError) and (fault.errno in SHORT or faults.is_passing(fault))
+
+
 def limit_s(task: Task) -> float:
     """The seconds a task may run; 0: for ever, as a chunk, whose elements have the limit."""
     return 0.0 if task.manifest.array else task.manifest.time_limit_s
@@ -356,7 +361,7 @@ def open_fresh(path: str) -> int:
 def move_old_files(path: str, attempt: int) -> None:
     """Put what an earlier attempt left into attempt-N/, for a manifest that says fresh."""
     aside = base = f"{path}/attempt-{attempt}"
-    kept = {layout.MANIFEST, layout.HISTORY}
+    kept = {layout.MANIFEST, layout.HISTORY, layout.CALLS}
     old = [name for name in files.names(path) if name not in kept and name[:8] != "attempt-"]
     if not old:
         return
