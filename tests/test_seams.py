@@ -7,12 +7,12 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from conftest import run_spool
+from conftest import run_spool, where
 
 import spool as package
 from spool.api import Spool
-from spool.queue import elements, layout
-from spool.queue.layout import Tree
+from spool.queue import elements, files, layout, submit
+from spool.queue.layout import State, Tree
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -53,6 +53,30 @@ def test_inputs_may_name_an_array(tree: Tree, spool: Spool) -> None:
     child = spool.submit("cat part*", after=[parent], inputs=inputs)
     run(tree)
     assert child.output == "0\n1\n2\n3\n"
+
+
+def test_inputs_that_cannot_be_taken_keep_no_other_stage_back(tree: Tree, spool: Spool) -> None:
+    parent = spool.submit("mkdir a && touch a/b")
+    item = {"from": "*", "glob": "a/b", "copy": True}
+    wanted = {"preprocess": "true", "after": [parent], "inputs": [item], "command": "true"}
+    task_id = submit.submit(
+        tree,
+        package.queue.manifest.from_mapping({**wanted, "after": [parent.id]}, "test"),
+        lambda built: files.write_new(f"{built}/a", b"in the way"),
+    )
+    other = spool.submit("true", preprocess="true", after=[parent])
+    run(tree)
+    assert where(tree, task_id).startswith("FAILED/prepare@") and other.state is State.FINISHED
+
+
+def test_a_handler_s_retry_of_a_chunk_runs_what_failed(tree: Tree, spool: Spool) -> None:
+    once = "test {} != 2 || test $SPOOL_ATTEMPT -gt 1"
+    chunk = chunk_of(spool, once, on_error='echo retry > "$SPOOL_NEXT"')
+    child = spool.submit("true", after=[chunk])
+    run(tree)
+    assert where(tree, chunk).startswith("FINISHED/") and child.state is State.FINISHED
+    ends = [line["element"] for line in elements.lines(spool.task(chunk).path) if "code" in line]
+    assert sorted(ends) == [0, 1, 2, 2, 3]
 
 
 def test_calls_are_found_by_a_fresh_attempt(tree: Tree, spool: Spool) -> None:

@@ -37,7 +37,7 @@ from spool.launcher.picker import Wishes
 from spool.launcher.run import Running
 from spool.launcher.spawner import Order, Spawner
 from spool.launcher.transfer import LATER
-from spool.queue import advance, claim, faults, files, history, layout, processes
+from spool.queue import advance, claim, elements, faults, files, history, layout, processes
 from spool.queue import shape as shapes
 from spool.queue.claim import Claimer
 from spool.queue.journal import Journal
@@ -286,7 +286,9 @@ class Stager:
                 inputs.provide(self.tree, task)
             if stage == "close":
                 hooks.forget(task)
-        except SpoolError as fault:
+        except (OSError, SpoolError) as fault:
+            if isinstance(fault, FileSystemFault) or run.is_of_the_moment(fault):
+                raise
             self._broke(work, str(fault))
             return
         self._next(work)
@@ -466,6 +468,7 @@ class Stager:
         while self.ended:
             work = self.ended[0]
             try:
+                self._forgive(work)
                 place = ending.written(self.owner, work.running, list(work.events))
             except (FileSystemFault, OSError) as fault:
                 if not faults.is_of_one(fault):
@@ -478,6 +481,12 @@ class Stager:
             line = {**work.events[0], "id": work.id, "state": place.state, "group": place.group}
             self.journal.add(history.encode({**line, "stage": work.stage}))
             self.batch.add(work.id, place)
+
+    def _forgive(self, work: Work) -> None:
+        """A handler's retry of a chunk is for its elements: those that failed run again."""
+        task = work.running.task
+        if task.manifest.array and work.events[0].get("verdict") == "retry":
+            elements.ask_again(task.path, None)
 
     # -- requests ----------------------------------------------------------------------------------
 
