@@ -32,7 +32,7 @@ PLACE = "{}"
 TEMPLATE = "template"
 _FILLED = (
     "command", "args", "name", "environment", "inputs", "parameters", "stage_in", "stage_out",
-    "preprocess", "postprocess", "on_error", "on_timeout",
+    "preprocess", "postprocess", "on_error", "on_timeout", "key",
 )  # fmt: skip
 _MARK = b"\xef\xbb\xbf"  # what spreadsheets put before UTF-8
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from conftest import run_spool, where
 
 import spool as package
 from spool.api import Spool
-from spool.queue import elements, files, layout, submit
+from spool.errors import ManifestError
+from spool.queue import elements, files, keys, layout, parents, submit, tasks
 from spool.queue.layout import State, Tree
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -79,6 +82,52 @@ def test_a_handler_s_retry_of_a_chunk_runs_what_failed(tree: Tree, spool: Spool)
     assert sorted(ends) == [0, 1, 2, 2, 3]
 
 
+def test_a_policy_that_elements_would_not_heed_is_refused(spool: Spool) -> None:
+    with pytest.raises(ManifestError, match="'retry': exit-1: elements try again by max_attempts"):
+        chunk_of(spool, "false", retry={"exit-1": {"attempts": 3}})
+    chunk_of(spool, "true", retry={"lost": {"attempts": 3}})
+
+
+def test_who_takes_another_s_place_comes_alone(
+    tree: Tree, spool: Spool, command: Command, tmp_path: Path
+) -> None:
+    old = spool.submit("false")
+    rows = tmp_path / "rows.jsonl"
+    row = {"command": "true", "replaces": old.id}
+    rows.write_text(json.dumps(row))
+    said = command("submit", "--from", str(rows))
+    assert said.returncode == 1 and "'replaces': is of one task" in said.stderr
+    os.mkdir(f"{tree.state(State.CREATED)}/dropped")
+    Path(f"{tree.state(State.CREATED)}/dropped/manifest.json").write_text(json.dumps(row))
+    run(tree)
+    rejected = [spot for spot in tasks.spots(tree, (State.FAILED,)) if "dropped" in spot.id]
+    assert rejected[0].group.startswith("rejected@")
+
+
+def test_values_come_with_an_array(command: Command, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"command": ["echo", "{}"], "array": "values 0-3"}))
+    said = command("submit", "--from", str(rows))
+    assert said.returncode == 1 and "its values are missing" in said.stderr
+
+
+def test_a_key_of_many_tasks_tells_them_apart(command: Command) -> None:
+    said = command("submit", "--each", "1-3", "--key", "one", "--", "echo", "{}")
+    assert said.returncode == 2 and "put {} into it" in said.stderr
+    words = ("submit", "--each", "1-3", "--key", "one-{}", "--", "echo", "{}")
+    first = command(*words).stdout.split()
+    assert len(set(first)) == 3 and command(*words).stdout.split() == first
+
+
+def test_a_key_counts_within_an_element(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPOOL_TASK", "t.26112215-00-aaaaaaaaaa@0-3")
+    hashes = {keys._hash("k")}
+    for element in "01":
+        monkeypatch.setenv("SPOOL_ELEMENT", element)
+        hashes.add(keys._hash("k"))
+    assert len(hashes) == 3
+
+
 def test_calls_are_found_by_a_fresh_attempt(tree: Tree, spool: Spool) -> None:
     again = package.function(max_attempts=2, fresh=True)(fails_first)
     task = spool.call(again, 3)
@@ -90,3 +139,12 @@ def fails_first(number: int) -> int:
     if os.environ["SPOOL_ATTEMPT"] == "1":
         raise ValueError("first")
     return number
+
+
+def test_a_chunk_that_is_being_admitted_is_known(tree: Tree, spool: Spool, owner: object) -> None:
+    chunk = "a.26112215-00-aaaaaaaaaa@0-3"
+    for source in ("", "beam"):
+        held = owner.claim_path(layout.arriving(chunk, source))  # type: ignore[attr-defined]
+        files.new_folder(held)
+        assert parents.is_known(tree, chunk) and chunk in parents.unfinished(tree)
+        files.remove_folder(held)

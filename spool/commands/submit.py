@@ -362,6 +362,8 @@ def _submit_many(
     def shown(ids: list[str]) -> None:
         _print_ids(ids, as_json=as_json)
 
+    if "{" not in template.get("key", "{"):
+        raise click.UsageError("--key means one task; for many put {} into it, or {column}")
     rejected = 0
     template = _with_kin(tree, template)
     with submit.Submitter(tree, shown, hold_back=whole) as submitter:

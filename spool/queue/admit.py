@@ -381,6 +381,8 @@ def _mark(owner: Owner, arrival: Arrival, trusted: frozenset[int]) -> str:
                 files.move_aside(f"{path}/{brought}")
     _no_twins(raw)
     wanted = manifest.parse(raw, layout.MANIFEST)
+    if wanted.replaces:
+        raise ManifestError("key 'replaces': is not possible here; use: spool submit --replaces")
     filled = apps.additions(owner.tree, wanted)
     _parents_exist(owner, wanted)
     if wanted.array and not begun:

@@ -4,9 +4,10 @@ Owns   seen/key@HH/HASH, which says whose key it is: the id, and who was buildin
 Never  builds a task.
 Fails  SpoolError: another process has been at the same submission for too long.
 
-A key counts within the task that submits (SPOOL_TASK), else within the whole spool. The first to
-link the record has the id; whoever comes later finds it. A submitter that died between record and
-task left only the record: whoever then links HASH~2 (HASH~3 ...) builds the task under that id.
+A key counts within the task, or the element, that submits (SPOOL_TASK, SPOOL_ELEMENT), else within
+the whole spool. The first to link the record has the id; whoever comes later finds it. A submitter
+that died between record and task left only the record: whoever then links HASH~2 (HASH~3 ...)
+builds the task under that id.
 """
 
 from __future__ import annotations
@@ -96,5 +97,6 @@ def _builds(tree: Tree, nest: str) -> bool:
 
 
 def _hash(key: str) -> str:
-    scope = f"{os.environ.get('SPOOL_TASK', '')}\0{key}"
+    task, element = (os.environ.get(f"SPOOL_{name}", "") for name in ("TASK", "ELEMENT"))
+    scope = f"{task}[{element}]\0{key}" if element else f"{task}\0{key}"
     return hashlib.sha256(scope.encode(errors="surrogateescape")).hexdigest()[:40]

@@ -170,4 +170,4 @@ def _plain(name: str) -> str:
     """The id of a task, or of an arrival in somebody's hands."""
     if not name.endswith(layout.ARRIVING):
         return name
-    return name.removesuffix(layout.ARRIVING).partition("@")[0]
+    return layout.parse_arriving(name)[0]

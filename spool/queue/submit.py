@@ -25,6 +25,7 @@ import msgspec
 from spool import units
 from spool.errors import ManifestError, SpoolError
 from spool.queue import faults, files, layout, manifest, owner
+from spool.queue.array import WITH_VALUES
 from spool.queue.history import Story
 from spool.queue.layout import State, Tree
 from spool.queue.manifest import Manifest, Submitted
@@ -158,7 +159,8 @@ def _look_again(tree: Tree, groups: Iterable[tuple[State, str]]) -> None:
 class Submitter:
     """Submit many tasks, a batch at a time; use as a context manager.
 
-    `shown` is called with the ids of each batch once it is durable and visible. With `hold_back`
+    `shown` is called with the ids of each batch once it is durable and visible, in the order that
+    they were added; a task that its key stood for before is told again. With `hold_back`
     nothing becomes visible before `finish`; without `finish` nothing of the last batch does.
     """
 
@@ -180,6 +182,7 @@ class Submitter:
         self._checked: set[str] = set()
         self._assumed = 0
         self._tails: list[str] = []
+        self._told: list[str] = []
         self._batch: list[tuple[State, str, str]] = []
         self._groups: dict[tuple[State, str], str] = {}
 
@@ -212,6 +215,8 @@ class Submitter:
         Parents of the same submission come before their children. Raises ManifestError.
         `array` is the fresh id of the array whose chunk it is, if there are several.
         """
+        if wanted.replaces:
+            raise ManifestError("key 'replaces': is of one task; submit that one by itself")
         wanted = _with_app(self.tree, wanted)
         if not self._left:
             self._next_shard()
@@ -219,9 +224,11 @@ class Submitter:
         if wanted.key and not array:
             task_id, ours = self.first(wanted.key, task_id)
             if not ours:
+                self._told.append(task_id)
                 return task_id
         with _withdrawing(self.tree, wanted.key, self.nest):
             self._add_as(task_id, wanted, fill)
+        self._told.append(task_id)
         self._left -= 1
         self.count += 1
         return task_id
@@ -275,6 +282,7 @@ class Submitter:
 
     def _show(self) -> None:
         if not self._batch:
+            self._say(self._told)
             return
         with faults.said_plainly():
             self._sync()
@@ -288,7 +296,7 @@ class Submitter:
             except (OSError, SpoolError):
                 self._tell(self._left_the_nest())
                 raise
-            self._tell([task_id for _, _, task_id in self._batch])
+            self._tell(self._told)
 
     def _left_the_nest(self) -> list[str]:
         """What of a batch is in the queue, though its moves were cut short."""
@@ -305,6 +313,11 @@ class Submitter:
         _look_again(self.tree, self._groups)
         self._batch, self._groups, self._assumed = [], {}, 0
         self._kin = None
+        self._say(ids)
+
+    def _say(self, ids: list[str]) -> None:
+        """Tell the ids of a batch, with those that their keys stood for already."""
+        self._told = []
         if self.shown and ids:
             self.shown(ids)
 
@@ -409,6 +422,8 @@ def _build(built: str, stamped: Manifest, fill: Fill | None, *, sync: bool = Fal
     files.new_folder(built)
     if fill:
         fill(built)
+    if stamped.array.startswith(WITH_VALUES) and not files.exists(f"{built}/{layout.VALUES}"):
+        raise ManifestError("key 'array': its values are missing; use: spool submit --array-from")
     content = manifest.encode(stamped)
     files.write_new(f"{built}/{layout.MANIFEST}", content, sync=sync)
 

@@ -12,7 +12,7 @@ from itertools import islice
 import msgspec
 
 from spool.errors import ManifestError
-from spool.queue import array, files, layout, tasks
+from spool.queue import array, files, layout, stages, tasks
 from spool.queue.layout import Tree
 from spool.queue.manifest import Manifest
 from spool.queue.sound import check
@@ -35,6 +35,11 @@ def submit_array(
     check(wanted, "array")
     if (numbers := wanted.elements) is None or wanted.chunk:
         raise ManifestError("array: needs 'array', its elements, and no 'chunk'")
+    if others := [cause for cause in wanted.retry if cause != stages.LOST]:
+        raise ManifestError(
+            f"key 'retry': {others[0]}: elements try again by max_attempts and backoff;"
+            f" a chunk by {stages.LOST!r} alone"
+        )
     size = chunk or array.chunk_size(numbers.size, wanted.estimate_s)
     if -(-numbers.size // size) > array.MOST_CHUNKS:
         least = -(-numbers.size // array.MOST_CHUNKS)
