@@ -88,6 +88,22 @@ def test_a_policy_that_elements_would_not_heed_is_refused(spool: Spool) -> None:
     chunk_of(spool, "true", retry={"lost": {"attempts": 3}})
 
 
+def test_elements_are_not_cancelled_with_what_waits(spool: Spool, command: Command) -> None:
+    chunk = chunk_of(spool, "true")
+    said = command("cancel", "-r", f"{layout.array_of(chunk)}[1]")
+    assert said.returncode == 2 and "without -r" in said.stderr
+    assert spool.task(chunk).state is State.READY
+
+
+def test_an_array_is_closed_again_as_a_whole(tree: Tree, spool: Spool, command: Command) -> None:
+    chunk = chunk_of(spool, "true", postprocess="echo >> closed")
+    run(tree)
+    said = command("retry", "--close", layout.array_of(chunk))
+    assert said.stdout.startswith("READY/close."), said.stderr
+    run(tree)
+    assert files.read(f"{spool.task(chunk).path}/closed") == b"\n\n"
+
+
 def test_who_takes_another_s_place_comes_alone(
     tree: Tree, spool: Spool, command: Command, tmp_path: Path
 ) -> None:
@@ -148,3 +164,11 @@ def test_a_chunk_that_is_being_admitted_is_known(tree: Tree, spool: Spool, owner
         files.new_folder(held)
         assert parents.is_known(tree, chunk) and chunk in parents.unfinished(tree)
         files.remove_folder(held)
+
+
+def test_an_executor_leaves_no_task_behind(tree: Tree, spool: Spool) -> None:
+    for _ in range(3):
+        with package.SpoolExecutor(spool, max_workers=2, linger=0) as pool:
+            assert list(pool.map(half, range(4))) == [0, 0.5, 1, 1.5]
+    left = tasks.spots(tree, (State.WAITING, State.READY, State.RUNNING))
+    assert list(left) == []

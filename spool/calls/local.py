@@ -11,13 +11,14 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 from spool.errors import SpoolError
 from spool.queue.layout import Tree
 
 IDLE = "30s"  # it leaves by itself then, should we be killed
 QUICK_S, TRIES = 5.0, 3
-END_S = 20.0
+END_S, ENDS_AT_ONCE_S = 20.0, 1.0
 
 
 class Local:
@@ -57,8 +58,12 @@ class Local:
             return errors.read()[-1000:].decode(errors="replace").strip() or "without a word"
 
     def end(self) -> None:
-        """Let it go. What it still runs is interrupted."""
+        """Let it go. What it still runs may end, if it does so at once, else it is interrupted."""
         if self.process is None or self.process.poll() is not None:
+            return
+        self.process.send_signal(signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(ENDS_AT_ONCE_S)
             return
         self.process.send_signal(signal.SIGTERM)
         try:

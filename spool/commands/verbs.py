@@ -76,7 +76,8 @@ def act_on(
         raise click.UsageError(f"say which tasks (ids, --state, --workflow, ...), or {verb} --all")
     tree, settings = shared.tree_of(ctx)
     named = bool(chosen.words) and not any(mark in word for word in chosen.words for mark in "*?[")
-    found = _chunks_that_can(select.find(tree, chosen), verb, chosen, states)
+    anew = act is control.retry
+    found = _chunks_that_can(select.find(tree, chosen), anew, chosen, states)
     spots = _spots(found, states, named=named or bool(chosen.states))
     words["elements"] = lambda task_id: select.elements(chosen.words, task_id)
     met: set[str] = set()
@@ -91,13 +92,16 @@ def _spots(found: Iterable[Spot], states: tuple[State, ...], *, named: bool) -> 
 
 
 def _chunks_that_can(
-    found: Iterable[Spot], verb: str, chosen: Selection, states: tuple[State, ...]
+    found: Iterable[Spot], anew: bool, chosen: Selection, states: tuple[State, ...]
 ) -> Iterator[Spot]:
-    """Of an array's chunks, where neither they nor elements were named, those that can be meant."""
+    """Of an array's chunks, where neither they nor elements were named, those that can be meant.
+
+    To run `anew` those that have finished are not.
+    """
     exact = set(map(select.plain_word, chosen.words))
     for spot in found:
         by_itself = "@" not in spot.id or spot.id in exact
-        can = spot.state in states and not (verb == "retry" and spot.state is State.FINISHED)
+        can = spot.state in states and not (anew and spot.state is State.FINISHED)
         if by_itself or can or select.elements(chosen.words, spot.id) is not None:
             yield spot
 
@@ -170,6 +174,8 @@ def _with_descendants(tree: Tree, chosen: Selection) -> Selection:
     """The unfinished tasks that are meant, and those that wait for any that is meant."""
     from spool.queue import kinship
 
+    if named := next((word for word in chosen.words if select.split(word)[1] is not None), ""):
+        raise click.UsageError(f"nothing waits for single elements: cancel {named!r} without -r")
     roots = list(select.find(tree, chosen))
     below = kinship.descendants(tree, [spot.id for spot in roots])
     # The deepest first: a parent's end must not start what is to be cancelled too.
