@@ -14,7 +14,7 @@ from conftest import run_spool, where
 import spool as package
 from spool.api import Spool
 from spool.errors import ManifestError
-from spool.queue import elements, files, keys, layout, parents, submit, tasks
+from spool.queue import elements, files, keys, layout, parents, select, submit, tasks
 from spool.queue.layout import State, Tree
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -172,3 +172,18 @@ def test_an_executor_leaves_no_task_behind(tree: Tree, spool: Spool) -> None:
             assert list(pool.map(half, range(4))) == [0, 0.5, 1, 1.5]
     left = tasks.spots(tree, (State.WAITING, State.READY, State.RUNNING))
     assert list(left) == []
+
+
+def test_many_ids_are_looked_up_one_by_one(
+    tree: Tree, spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = [task.id for task in spool.submit_many(["true"] * 40)]
+    is_meant, asked = select._is_meant, []
+
+    def counted(task_id: str, word: str) -> bool:
+        asked.append(word)
+        return is_meant(task_id, word)
+
+    monkeypatch.setattr(select, "_is_meant", counted)
+    assert len(list(select.find(tree, select.Selection(words=tuple(ids))))) == 40
+    assert len(asked) == 40

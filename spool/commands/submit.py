@@ -116,7 +116,9 @@ def submit_command(ctx: click.Context, /, **keys: Any) -> None:
     as_json, whole = keys.pop("as_json"), keys.pop("all_or_nothing")
     template = _template(keys)
     if any(array.values()):
-        if move or keys.get("replaces") or any(bulk[key] for key in bulk if key != "form"):
+        if keys.get("replaces"):
+            raise click.UsageError("--replaces gives one task's place to one other, no array")
+        if move or any(bulk[key] for key in bulk if key != "form"):
             raise click.UsageError("an array is submitted alone; --each, --from make tasks")
         _outside(tree, folder)
         template = _with_kin(tree, template)

@@ -79,7 +79,8 @@ def act_on(
     anew = act is control.retry
     found = _chunks_that_can(select.find(tree, chosen), anew, chosen, states)
     spots = _spots(found, states, named=named or bool(chosen.states))
-    words["elements"] = lambda task_id: select.elements(chosen.words, task_id)
+    if any("[" in word for word in chosen.words):
+        words["elements"] = lambda task_id: select.elements(chosen.words, task_id)
     met: set[str] = set()
     with control.verb(tree, settings, verb, **words) as by:
         outcomes = shared.counted(_noted(control.each(act, by, _once(spots, met)), met), "tasks")

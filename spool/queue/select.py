@@ -13,7 +13,7 @@ from __future__ import annotations
 import fnmatch
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -84,9 +84,11 @@ def split(word: str) -> tuple[str, Some | None]:
         raise NoSuchTask(f"{word}: {fault}") from None
 
 
-def elements(words: Iterable[str], task_id: str) -> Some | None:
+def elements(words: Collection[str], task_id: str) -> Some | None:
     """The elements of a chunk that words mean; None: all of it, by one of them at least."""
     total = Some()
+    if not any("[" in word for word in words):
+        return None
     for word in map(plain_word, words):
         base, some = split(word)
         if not _is_meant(task_id, word) and _name_of(task_id) != base:
@@ -153,7 +155,7 @@ def _by_id(
         if not meant:
             unmet.add(word)
         for spot in meant:
-            if spot.state in states and matches(tree, spot, selection, words):
+            if spot.state in states and matches(tree, spot, selection, ()):
                 yield spot
     if selection.strict:
         _all_met(unmet)
