@@ -14,8 +14,20 @@ from conftest import run_spool, where
 import spool as package
 from spool.api import Spool
 from spool.errors import ManifestError
-from spool.queue import elements, files, keys, layout, parents, select, submit, tasks
+from spool.queue import (
+    check,
+    elements,
+    files,
+    history,
+    keys,
+    layout,
+    parents,
+    select,
+    submit,
+    tasks,
+)
 from spool.queue.layout import State, Tree
+from spool.queue.owner import Owner
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -187,3 +199,18 @@ def test_many_ids_are_looked_up_one_by_one(
     monkeypatch.setattr(select, "_is_meant", counted)
     assert len(list(select.find(tree, select.Selection(words=tuple(ids))))) == 40
     assert len(asked) == 40
+
+
+def test_a_child_that_is_about_to_move_on_is_no_finding(tree: Tree, spool: Spool) -> None:
+    settings = spool.settings
+    parent = spool.submit("true")
+    child = spool.submit("true", after=[parent])
+    working = Owner.start(tree, settings, "launcher")
+    group = layout.shard_of(parent.id)
+    files.append(f"{parent.path}/history.jsonl", history.line("start", attempt=1))
+    files.append(f"{parent.path}/history.jsonl", history.line("exit", attempt=1, code=0))
+    assert files.move(parent.path, tree.task(State.FINISHED, group, parent.id))
+    assert list(check.check(tree, settings, repair=False, deep=True)) == []
+    working.end()
+    found = list(check.check(tree, settings, repair=True, deep=True))
+    assert [finding.repaired for finding in found] == [True] and child.state is State.READY

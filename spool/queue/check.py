@@ -36,6 +36,7 @@ from spool.queue.tasks import Spot
 PAUSE_S = 0.2
 OVERDUE_S = 180.0
 AT_ONCE = 1_000
+_BELONGS = "belongs in "
 
 
 class Finding(NamedTuple):
@@ -167,12 +168,24 @@ def _discard(path: str) -> None:
 def _queued(me: Owner, repair: bool) -> Iterator[Finding]:
     """READY and WAITING: damaged, misfiled, overdue, or there a second time."""
     alive = parents.unfinished(me.tree)
+    attended = _is_attended(me)
     for suspects in _slices(me.tree, (State.READY, State.WAITING), alive):
         for spot, what in _twice(me.tree, suspects, alive):
+            waits = layout.is_parent_group(spot.state, spot.group)
+            if attended and waits and what.startswith(_BELONGS):
+                continue  # its parent has just ended; who ended it, or a sweep, moves it on
             done = repair and _mend(me, spot, alive)
             yield Finding(spot.path(me.tree), what, "moved where its history says", done)
     if repair:
         advance.catch_up(me)  # what was mended may itself have ended
+
+
+def _is_attended(me: Owner) -> bool:
+    """Whether an owner is at work that moves on what waited for others."""
+    observer, groups = Observer(me), tasks.groups(me.tree, State.RUNNING)
+    kinds = {group: takeover.holder(group).partition(".")[0] for group in groups}
+    working = (group for group, kind in kinds.items() if kind in ("launcher", "stager"))
+    return any(observer.verdict(group) is not Verdict.DEAD for group in working)
 
 
 def _slices(
@@ -249,7 +262,7 @@ def _misfiled(tree: Tree, task: tasks.Task, spot: Spot, alive: Container[str]) -
     place = claim.place_of(tree, task, now, spot.group, kin)
     if (place.state, place.group) == (spot.state, spot.group):
         return ""
-    return f"belongs in {place.state}/{place.group}"
+    return f"{_BELONGS}{place.state}/{place.group}"
 
 
 def _mend(me: Owner, spot: Spot, alive: Container[str]) -> bool:
