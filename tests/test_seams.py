@@ -214,3 +214,11 @@ def test_a_child_that_is_about_to_move_on_is_no_finding(tree: Tree, spool: Spool
     working.end()
     found = list(check.check(tree, settings, repair=True, deep=True))
     assert [finding.repaired for finding in found] == [True] and child.state is State.READY
+
+
+def test_an_array_s_own_words_go_before_its_app_s(tree: Tree, spool: Spool) -> None:
+    app = {"command": "true", "defaults": {"max_attempts": 3, "time_limit": "1m"}}
+    Path(tree.app("dock")).write_text(json.dumps(app))
+    array = spool.submit_array(array="0-3", app="dock", max_attempts=1)
+    wanted = spool.task(array.chunks[0]).manifest
+    assert (wanted.max_attempts, wanted.time_limit_s) == (1, 60)

@@ -59,6 +59,7 @@ def submit_array(
                 return [spot.id for spot in tasks.chunks(tree, array_id)] or [known]
         for part in array.cut(numbers, size):
             one = msgspec.structs.replace(wanted, chunk=part.chunk)
+            one.__dict__.update(wanted.__dict__)  # what was said, for its app
             submitter.add(one, _filler(fill, lines, part.size), array=array_id)
         submitter.finish()
     return shown
