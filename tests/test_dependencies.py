@@ -533,7 +533,6 @@ def test_a_parent_that_is_nowhere_sends_its_child_to_no_parent_at_the_second_rou
     me.end()  # what a living launcher sweeps is left to it
     assert [found.repaired for found in crashing.findings(tree, repair=True)] == [True]
     assert where(tree, again).startswith("FAILED/no-parent@")
-    me.end()
 
 
 def test_a_cancelled_parent_blocks_its_children_and_wait_says_so(
