@@ -469,3 +469,40 @@ def test_an_arrival_that_is_no_chunk_is_rejected(
     assert spot.group.startswith("rejected@")
     story = history.fold(files.read(f"{spot.path(tree)}/{layout.HISTORY}"))
     assert says in story.stopped["reason"]
+
+
+@pytest.mark.parametrize("verb", ["rm", "hold", "release", "modify"])
+def test_a_verb_on_tasks_takes_no_elements(tree, spool, command, verb):
+    array = spool.submit_array(["true"], array="0-9", chunk=5)
+    more = ("--priority", "3") if verb == "modify" else ()
+    before = spots(tree, array)
+    ran = command(verb, f"{array.id}[3]", *more)
+    assert ran.returncode == 2 and f"{verb} takes whole tasks" in ran.stderr
+    assert spots(tree, array) == before
+
+
+def test_elements_are_listed_by_their_own_state(tree, spool, command, launcher):
+    array = spool.submit_array("test {} != 7", array="0-9", chunk=5)
+    launcher.run()
+    failed = command("ls", "--elements", "--state", "FAILED").stdout.split("\n")[:-1]
+    assert [line.split()[-1] for line in failed] == [f"{array.id}[7]"]
+    done = command("ls", f"{array.id}[6-8]", "--state", "FINISHED").stdout
+    assert "[6]" in done and "[8]" in done and "[7]" not in done
+    refused = command("cancel", f"{array.id}[7]")
+    assert refused.returncode == 1 and "is failed; cancel is not possible" in refused.stderr
+
+
+def test_what_waits_for_an_array_is_drawn_once(tree, spool, command):
+    array = spool.submit_array(["true"], array="0-9", chunk=5)
+    kid = command("submit", "--after", array.id, "--", "true").stdout.strip()
+    drawn = command("tree").stdout.splitlines()
+    assert drawn == [f"{array.id}  chunks: 2 READY", f"| {kid}  WAITING"]
+    assert len(command("tree", "--json").stdout.splitlines()) == 3
+    assert f"after      {array.id}\n" in command("show", kid).stdout
+
+
+def test_the_history_of_an_array_asks_for_a_chunk(tree, spool, command):
+    array = spool.submit_array(["true"], array="5-14", chunk=5)
+    said = command("history", array.id)
+    assert said.returncode == 1 and f"'{array.id}@5-9', '{array.id}[5]'" in said.stderr
+    assert command("history", f"{array.id}[7]").returncode == 0

@@ -323,3 +323,11 @@ def test_a_whole_id_means_its_task_alone_wherever_it_stands(
     shown = data.draw(st.sampled_from([spot.id, f"{spot.state}/{spot.group}/{spot.id}"]))
     assert list(select.find(crowd, Selection(words=(shown,)))) == [spot]
     assert select.one(crowd, shown) == spot
+
+
+def test_brackets_behind_part_of_a_name_mean_no_elements(tree: Tree, small: Named) -> None:
+    assert list(select.find(tree, Selection(words=("fit-[12]",)))) == []
+    with pytest.raises(NoSuchTask, match=r"A glob over ids takes in their ends: 'fit-\[12\].\*'"):
+        list(select.find(tree, Selection(words=("fit-[12]",), strict=True)))
+    found = {spot.id for spot in select.find(tree, Selection(words=("fit-[12].*",)))}
+    assert found == {small["fit-1"], small["fit-2"]}

@@ -6,6 +6,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -83,17 +84,30 @@ def in_words(counts: dict[str, int]) -> str:
 # -- elements ------------------------------------------------------------------------------------
 
 
-def show_elements(tree: Tree, found: Iterable[Spot], words: tuple[str, ...], *, js: bool) -> bool:
-    """A line for each element that is meant; whether there was any."""
+def show_elements(tree: Tree, chosen: select.Selection, *, js: bool) -> bool:
+    """A line for each element that is meant, in such a state itself; whether one was meant."""
     any_found = False
-    for spot in found:
-        if not is_chunk(spot.id) and not words:
+    states = {_ELEMENT_STATES[state] for state in chosen.states or State}
+    for spot in select.find(tree, replace(chosen, states=())):
+        if not is_chunk(spot.id) and not chosen.words:
             continue
         spot, table = elements.load(tree, spot)
-        for element in table.each(select.elements(words, spot.id)):
+        for element in table.each(select.elements(chosen.words, spot.id)):
             any_found = True
-            _show_line(spot, element, js=js)
+            if element.state in states:
+                _show_line(spot, element, js=js)
     return any_found
+
+
+_ELEMENT_STATES = {
+    State.CREATED: elements.LEFT,
+    State.WAITING: elements.LEFT,
+    State.READY: elements.LEFT,
+    State.RUNNING: elements.RUNNING,
+    State.FINISHED: elements.DONE,
+    State.FAILED: elements.FAILED,
+    State.CANCELLED: elements.CANCELLED,
+}
 
 
 def _show_line(spot: Spot, element: Element, *, js: bool) -> None:
@@ -232,12 +246,30 @@ def _write(raw: bytes, printed: int, lines: int | None) -> None:
     sys.stdout.buffer.flush()
 
 
+def refuse_many(tree: Tree, word: str) -> None:
+    """Raises SpoolError for a word that means an array as a whole, of several chunks."""
+    if select.split(select.plain_word(word))[1] is not None:
+        return
+    found = {spot.id for spot in select.find(tree, select.Selection(words=(word,)))}
+    arrays = set(map(layout.array_of, found))
+    if len(arrays) == 1 and len(found) > 1:
+        array_id, chunk = arrays.pop(), min(found, key=lambda one: int(_first_of(one)))
+        raise SpoolError(
+            f"{array_id} is an array, and its {len(found)} chunks have a history each; name one,"
+            f" or an element of it: '{chunk}', '{array_id}[{_first_of(chunk)}]'"
+        )
+
+
+def _first_of(chunk: str) -> str:
+    return chunk.rpartition("@")[2].partition("-")[0]
+
+
 def refuse_whole(tree: Tree, word: str) -> None:
     """Raises SpoolError for the log of chunks whose runners said nothing: elements have logs."""
     for spot in select.find(tree, select.Selection(words=(word,))):
         if not is_chunk(spot.id) or files.size(f"{spot.path(tree)}/{layout.OUTPUT}") > 0:
             return
-        first = spot.id.rpartition("@")[2].partition("-")[0]
+        first = _first_of(spot.id)
         array_id = layout.array_of(spot.id)
         raise SpoolError(
             f"{array_id} is an array; name an element of it: spool log '{array_id}[{first}]'"

@@ -34,6 +34,7 @@ def ls_command(ctx: click.Context, /, as_json: bool, deep: bool, **keys: Any) ->
       spool ls 'scan-*' --state FAILED
       spool ls --workflow g2 --since 2h --json
       spool ls 'fit.26112215-4k-k3f9x2q7bd[3-9]'    elements of an array
+      spool ls --elements --state FAILED            elements that failed
     """
     from spool.report import tables
 
@@ -41,7 +42,7 @@ def ls_command(ctx: click.Context, /, as_json: bool, deep: bool, **keys: Any) ->
     chosen = shared.selection(keys)
     found = False
     if deep or any(select.split(select.plain_word(word))[1] for word in chosen.words):
-        found = arrays.show_elements(tree, select.find(tree, chosen), chosen.words, js=as_json)
+        found = arrays.show_elements(tree, chosen, js=as_json)
         chosen_spots: Iterable[Spot] = ()
     else:
         chosen_spots = select.find(tree, chosen)
@@ -188,6 +189,7 @@ def _tail(path: str, lines: int = TAIL_LINES) -> list[bytes]:
 def history_command(ctx: click.Context, word: str, as_json: bool) -> None:
     """Tell what happened to one task, oldest first."""
     tree, _ = shared.tree_of(ctx)
+    arrays.refuse_many(tree, word)
     spot = select.one(tree, word)
     lines = _events(tree, spot)
     if as_json:
@@ -242,7 +244,8 @@ def log_command(
             click.echo(line)
         return
     if not _print_log(tree, spot, name, follow=follow):
-        click.echo(f"task {spot.id} has written no {name} yet", err=True)
+        ended = (now_at := tasks.find(tree, spot.id)) is not None and now_at.state in FINAL
+        click.echo(f"task {spot.id} has written no {name}{'' if ended else ' yet'}", err=True)
 
 
 def _print_log(tree: Tree, spot: Spot, name: str, *, follow: bool) -> bool:

@@ -16,6 +16,7 @@ from spool.queue.layout import FINAL, State, Tree
 from spool.queue.select import Selection
 from spool.queue.tasks import Spot
 
+OF_ELEMENTS = ("cancel", "retry")
 reason_option = click.option("--reason", default="", help="Why; kept in the task's history.")
 all_option = click.option("--all", "everything", is_flag=True, help="Mean every task.")
 change_options = (
@@ -74,8 +75,13 @@ def act_on(
     verb = ctx.info_name or ""
     if chosen.everything and not everything:
         raise click.UsageError(f"say which tasks (ids, --state, --workflow, ...), or {verb} --all")
+    if verb not in OF_ELEMENTS and (word := _with_elements(chosen)):
+        raise click.UsageError(
+            f"{word}: {verb} takes whole tasks, arrays and chunks; elements can be retried and"
+            f" cancelled. As a glob over ids: '{word}.*'"
+        )
     tree, settings = shared.tree_of(ctx)
-    named = bool(chosen.words) and not any(mark in word for word in chosen.words for mark in "*?[")
+    named = bool(chosen.words) and not any(map(_is_wide, chosen.words))
     anew = act is control.retry
     found = _chunks_that_can(select.find(tree, chosen), anew, chosen, states)
     spots = _spots(found, states, named=named or bool(chosen.states))
@@ -85,6 +91,17 @@ def act_on(
     with control.verb(tree, settings, verb, **words) as by:
         outcomes = shared.counted(_noted(control.each(act, by, _once(spots, met)), met), "tasks")
         _report(outcomes, verb, as_json=as_json)
+
+
+def _with_elements(chosen: Selection) -> str:
+    """The first word that names elements."""
+    words = (word for word in chosen.words if select.split(select.plain_word(word))[1] is not None)
+    return next(words, "")
+
+
+def _is_wide(word: str) -> bool:
+    """Whether a word is a glob; the brackets of elements make it none."""
+    return any(mark in word for mark in "*?[") and select.split(select.plain_word(word))[1] is None
 
 
 def _spots(found: Iterable[Spot], states: tuple[State, ...], *, named: bool) -> Iterable[Spot]:

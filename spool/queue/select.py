@@ -141,7 +141,9 @@ def _all_met(unmet: set[str]) -> None:
     """Raises NoSuchTask for words that meant nothing."""
     if unmet:
         shown = ", ".join(repr(word.replace(WHOLE, "")) for word in sorted(unmet)[:3])
-        raise NoSuchTask(f"no task matches {shown}. Run: spool ls")
+        globbed = [word for word in sorted(unmet) if split(word)[1] is not None]
+        hint = f". A glob over ids takes in their ends: '{globbed[0]}.*'" if globbed else ""
+        raise NoSuchTask(f"no task matches {shown}. Run: spool ls{hint}")
 
 
 def _by_id(
@@ -197,7 +199,7 @@ def _whole(word: str) -> str:
 
 def _is_meant(task_id: str, word: str) -> bool:
     base, some = split(word)
-    if some is not None and not _may_hold(task_id, some):
+    if some is not None and not _may_hold(task_id, base, some):
         return False
     if _is_glob(base):
         return fnmatch.fnmatchcase(task_id, base)
@@ -208,10 +210,15 @@ def _is_meant(task_id: str, word: str) -> bool:
     return task_id.startswith(base)
 
 
-def _may_hold(task_id: str, some: Some) -> bool:
-    """Whether a task may hold such elements; an id without a chunk does not tell."""
+def _may_hold(task_id: str, base: str, some: Some) -> bool:
+    """Whether a task may hold such elements; an id without a chunk does not tell.
+
+    Its whole name must stand before them: `scan-[12]` is most likely meant for a glob.
+    """
     parts = layout.parse_id(task_id)
-    return parts is not None and (not parts.chunk or array.overlaps(parts.chunk, some))
+    if parts is None or not f"{base.removesuffix(WHOLE)}.".startswith(f"{parts.name}."):
+        return False
+    return not parts.chunk or array.overlaps(parts.chunk, some)
 
 
 def _is_glob(word: str) -> bool:
@@ -274,5 +281,6 @@ def one(tree: Tree, word: str) -> Spot:
     exact = [spot for spot in found if spot.id == plain_word(word)]
     if len(found) > 1 and not exact:
         some = ", ".join(spot.id for spot in found[:3])
-        raise NoSuchTask(f"{word!r} means several tasks ({some}, ...); write more of the id")
+        more = ", ..." if len(found) > 3 else ""
+        raise NoSuchTask(f"{word!r} means several tasks ({some}{more}); write more of the id")
     return (exact or found)[0]

@@ -9,7 +9,7 @@ replaced stands who took its place.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 
 from spool.queue import layout
@@ -17,20 +17,25 @@ from spool.queue.kinship import Node
 
 
 def draw(nodes: Mapping[str, Node]) -> Iterator[str]:
-    """The lines of the drawing, by id as given."""
-    children: dict[str, list[str]] = defaultdict(list)
-    for task_id, node in nodes.items():
-        for parent in node.after:
-            children[parent].append(task_id)
+    """The lines of the drawing, by id as given; an array is one, with the states of its chunks."""
     heirs = {node.replaces: task_id for task_id, node in nodes.items() if node.replaces}
-    told = {task_id: _told(node, heirs.get(task_id, "")) for task_id, node in nodes.items()}
-    drawn: set[str] = set()
+    members: dict[str, list[Node]] = defaultdict(list)
     for task_id, node in nodes.items():
-        if not any(parent in nodes for parent in node.after):
-            yield from _below(told, children, task_id, drawn)
-    for task_id in nodes:  # of a cycle, which nothing above leads to
-        if task_id not in drawn:
-            yield from _below(told, children, task_id, drawn)
+        members[layout.array_of(task_id)].append(node)
+    told, children, roots = {}, defaultdict(list), []
+    for name, some in members.items():
+        told[name] = _told(some, heirs.get(name, ""))
+        after = {layout.array_of(parent): None for node in some for parent in node.after}
+        for parent in after:
+            children[parent].append(name)
+        if not any(parent in members for parent in after):
+            roots.append(name)
+    drawn: set[str] = set()
+    for name in roots:
+        yield from _below(told, children, name, drawn)
+    for name in members:  # of a cycle, which nothing above leads to
+        if name not in drawn:
+            yield from _below(told, children, name, drawn)
 
 
 def _below(
@@ -57,8 +62,12 @@ def _branches(below: str, *, alone: bool, last: bool) -> tuple[str, str]:
     return f"{below}{'`- ' if last else '|- '}", f"{below}{'   ' if last else '|  '}"
 
 
-def _told(node: Node, heir: str) -> str:
-    spot = node.spot
+def _told(some: list[Node], heir: str) -> str:
+    spot = some[0].spot
+    if "@" in spot.id:
+        states = Counter(str(node.spot.state) for node in some)
+        chunks = ", ".join(f"{count:,} {state}" for state, count in states.most_common())
+        return f"{layout.array_of(spot.id)}  chunks: {chunks}"
     replaced = layout.group_label(spot.group) == layout.REPLACED
     by = f", replaced by {heir}" if heir else ", replaced"
     return f"{spot.id}  {spot.state}{by if replaced else ''}"

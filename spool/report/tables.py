@@ -11,12 +11,14 @@ from collections.abc import Iterable
 from typing import Any
 
 from spool import units
+from spool.queue import layout
 from spool.queue.census import Census
 from spool.queue.claim import printable
 from spool.queue.layout import State
 from spool.queue.tasks import Spot, Task
 
 MOST_GROUPS = 8
+MOST_PARENTS = 5
 
 
 def table(rows: Iterable[Iterable[object]], headers: tuple[str, ...] = ()) -> str:
@@ -43,7 +45,7 @@ def status(census: Census) -> str:
     if census.oldest_ready is not None:
         age = units.print_age(time.time() - census.oldest_ready)
         hour = units.stamp(census.oldest_ready)[:13].replace("T", " ")
-        parts.append(f"oldest READY: of the hour {hour}h UTC, {age} ago")
+        parts.append(f"oldest READY: of the hour {hour}h UTC, at most {age} ago")
     return "\n\n".join(parts)
 
 
@@ -112,11 +114,14 @@ def _facts(found: Task) -> list[tuple[str, object]]:
         ("workflow", wanted.workflow),
         ("tags", ", ".join(wanted.tags)),
         ("description", wanted.description),
+        ("after", _some(wanted.after)),
+        ("replaces", wanted.replaces),
+        ("key", wanted.key),
         ("asks for", _room(found)),
         ("priority", wanted.priority),
         ("time limit", units.print_duration(limit) if limit else ""),
         ("estimate", units.print_duration(estimate) if estimate else ""),
-        ("attempt", f"{story.attempt}, failed {story.failures} of {wanted.max_attempts} allowed"),
+        ("attempt", _tries(found)),
         ("prepare", _steps(("stage_in", wanted.stage_in), ("preprocess", wanted.preprocess))),
         ("close", _steps(("postprocess", wanted.postprocess), ("stage_out", wanted.stage_out))),
         ("handlers", _steps(("on_error", wanted.on_error), ("on_timeout", wanted.on_timeout))),
@@ -124,6 +129,21 @@ def _facts(found: Task) -> list[tuple[str, object]]:
         ("parameters", _short(wanted.parameters)),
         ("changed", _short(story.changes)),
     ]
+
+
+def _tries(found: Task) -> str:
+    """How often it began, failed, and was sent back; its limits where they are what counts."""
+    story, wanted = found.story, found.manifest
+    allowed = f" of {wanted.max_attempts} allowed" * (story.failures <= wanted.max_attempts)
+    by = f", retried by its handlers {story.handled} of {wanted.max_handled}" * bool(story.handled)
+    return f"{story.attempt}, failed {story.failures}{allowed}{by}"
+
+
+def _some(ids: list[str]) -> str:
+    """The first of some tasks; of an array it alone, not its chunks."""
+    named = list(dict.fromkeys(map(layout.array_of, ids)))
+    more = f" and {len(named) - MOST_PARENTS:,} more" if len(named) > MOST_PARENTS else ""
+    return " ".join(named[:MOST_PARENTS]) + more
 
 
 def _steps(*named: tuple[str, object]) -> str:
@@ -150,6 +170,9 @@ def _room(found: Task) -> str:
 def why(found: Task) -> str:
     """In one sentence, how a task came to lie where it lies; "" where there is nothing to say."""
     story = found.story
+    if story.replaced:
+        ran = _why_of_run(found)
+        return f"replaced by {story.replaced}" + (f"; before that, {ran}" if ran else "")
     if story.stopped:
         return str(story.stopped.get("reason", ""))
     if story.broke is not None:
