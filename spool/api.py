@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from spool import config, units
 from spool.array import Array as Array
-from spool.errors import ManifestError, NoSuchTask, Refused
+from spool.errors import ManifestError, NoSuchTask, Refused, TaskFailed
 from spool.queue import (
     control,
     files,
@@ -34,6 +34,7 @@ from spool.queue.select import Selection
 if TYPE_CHECKING:
     from spool.calls import outcome
 
+_BLOCKED = "one that it waits for failed or was cancelled"
 Command = str | list[str] | tuple[str, ...]
 
 
@@ -135,7 +136,10 @@ class Task:
         return ""
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until it is finished, failed, cancelled or removed; False after `timeout` s."""
+        """Wait until it is finished, failed, cancelled or removed; False after `timeout` s.
+
+        Nobody waits for a task whose parent failed or was cancelled: its state is WAITING then.
+        """
         return wait.wait(wait.Pending(self._tree, [self.id]), timeout)
 
     def result(self, timeout: float | None = None) -> Any:
@@ -163,6 +167,12 @@ class Task:
             raise TimeoutError(f"task {self.id} is not done after {timeout:g} s")
         for _ in range(20):
             spot = self._spot()
+            if spot.state is State.WAITING and kinship.blocked(self._tree, {self.id}):
+                return outcome.Outcome(
+                    fault=TaskFailed(f"task {self.id} waits in vain: {_BLOCKED}")
+                )
+            if spot.state not in FINAL:  # retried, just after it had ended
+                return self._outcome(timeout)
             with suppress(FileNotFoundError):
                 return outcome.of(self._tree, spot, tasks.load(spot.path(self._tree), self.id))
         raise NoSuchTask(f"task {self.id} keeps moving; try again")
@@ -188,6 +198,9 @@ class Spool:
 
     def __repr__(self) -> str:
         return f"Spool({self.root!r})"
+
+    def __fspath__(self) -> str:
+        return self.root
 
     @classmethod
     def create(cls, path: str | os.PathLike[str]) -> Spool:
@@ -309,6 +322,7 @@ class Spool:
     def wait(self, tasks: Iterable[Task | Array | str], timeout: float | None = None) -> bool:
         """Wait until all are finished, failed, cancelled or removed; False after `timeout` s.
 
+        Nobody waits for tasks whose parents failed or were cancelled.
         Raises NoSuchTask: what was given is no id.
         """
         ids = [task_id for task in tasks for task_id in _ids_of(task)]

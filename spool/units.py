@@ -148,3 +148,8 @@ def print_age(seconds: float) -> str:
         return f"{seconds:.0f}s"
     step = 60 if seconds < 86400 else 3600
     return print_duration(seconds // step * step)
+
+
+def count(number: int, noun: str) -> str:
+    """1 task, 2,000 tasks."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -27,7 +27,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import product
 from typing import Any
 
@@ -108,16 +108,36 @@ def _of_script(path: str) -> Iterator[Manifest]:
     """What the function `tasks` of a script yields. The script is the user's own, and is run."""
     import runpy
 
+    if not os.path.isfile(path):
+        raise WorkflowError(f"{path}: is no file")
     try:
         make = runpy.run_path(path, run_name="spool_workflow").get("tasks")
-    except OSError as fault:
-        raise WorkflowError(f"{path}: {fault.strerror}") from None
+    except Exception as fault:
+        raise _told_of(path, fault) from fault
     if not callable(make):
         raise WorkflowError(f"{path}: defines no function tasks() that yields tasks")
-    for number, keys in enumerate(make(), 1):
+    for number, keys in enumerate(_yielded(path, make), 1):
         if not isinstance(keys, Mapping):
             raise WorkflowError(f"{path}: task {number} is no mapping of manifest keys")
         yield manifest.from_mapping(dict(keys), f"{path}: task {number}")
+
+
+def _yielded(path: str, make: Callable[[], Iterable[Any]]) -> Iterator[Any]:
+    try:
+        yield from make()
+    except Exception as fault:
+        raise _told_of(path, fault) from fault
+
+
+def _told_of(path: str, fault: Exception) -> WorkflowError:
+    """What a script raised, with where in it: its own lines and what they called, not ours."""
+    import traceback
+
+    frames = traceback.extract_tb(fault.__traceback__)
+    inside = next((at for at, one in enumerate(frames) if one.filename == path), len(frames))
+    where = "".join(traceback.format_list(frames[inside:]))
+    said = "".join(traceback.format_exception_only(fault)).strip()
+    return WorkflowError(f"{path}: {said}" + (f"\n{where}".rstrip() if where else ""))
 
 
 # -- parameters ----------------------------------------------------------------------------------

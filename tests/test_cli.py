@@ -668,3 +668,78 @@ def test_a_reader_who_leaves_early_is_no_trouble_of_the_spool(tree: Tree) -> Non
         check=False,
     )
     assert ran.returncode == 1 and "Error" not in ran.stderr
+
+
+# -- what a first day brings ---------------------------------------------------------------------
+
+
+def test_a_key_for_many_tasks_names_each(command: Command, spool: Spool) -> None:
+    each = ("submit", "--each", "1-3")
+    failed(command(*each, "--key", "k", "--", "echo", "{}"), WRONG_USAGE, "--key means one task")
+    assert list(spool.tasks()) == []
+    first = command(*each, "--key", "k-{}", "--", "echo", "{}")
+    assert len(ids_of(first)) == 3
+    again = command("submit", "--each", "1-4", "--key", "k-{}", "--", "echo", "{}")
+    assert ids_of(again)[:3] == ids_of(first) and len(ids_of(again)) == 4
+    assert again.stderr == "submitted 1 task, 3 were there by their keys\n"
+    keyed = [{"command": ["true"], "key": f"m{n}"} for n in range(3)]
+    assert list(spool.submit_many(keyed)) == list(spool.submit_many(keyed))
+
+
+def test_one_that_has_no_place_to_give_is_told_before_another_is_made(
+    command: Command, spool: Spool
+) -> None:
+    done = spool.submit(["true"])
+    command("launcher", "--idle-timeout", "0", check=True)
+    ran = command("submit", "--replaces", done.id, "--", "true")
+    failed(ran, ERROR, "is finished; replace is not possible")
+    assert [task.id for task in spool.tasks()] == [done.id]
+
+
+def test_a_program_here_is_meant_where_path_has_none(
+    command: Command, tree: Tree, tmp_path: Path
+) -> None:
+    for name in ("mine", "true"):
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(0o755)
+    [mine] = ids_of(command("submit", "mine", "7", cwd=str(tmp_path)))
+    assert wanted(tree, mine)["command"] == [str(tmp_path / "mine"), "7"]
+    [plain] = ids_of(command("submit", "true", cwd=str(tmp_path)))
+    assert wanted(tree, plain)["command"] == ["true"]
+
+
+def test_show_tells_kin_keys_and_who_took_its_place(command: Command, spool: Spool) -> None:
+    bad = spool.submit(["false"], name="bad", key="only")
+    kid = spool.submit(["true"], name="kid", after=[bad])
+    assert f"after      {bad.id}\n" in command("show", kid.id).stdout
+    assert "key        only\n" in command("show", bad.id).stdout
+    command("launcher", "--idle-timeout", "0", check=True)
+    [heir] = ids_of(command("submit", "--replaces", bad.id, "--", "true"))
+    why = command("show", bad.id).stdout
+    assert f"replaced by {heir}; before that, exit code 1" in why
+
+
+def test_an_app_is_shown_whole(command: Command) -> None:
+    words = ("--cores", "2", "--param", "t:float=300", "--param", "mode=ok", "--on-error", "./mend")
+    command("app", "heat", *words, "--", "./heat", "{t}", "{mode}", check=True)
+    shown = command("app", "heat").stdout
+    assert "t:float=300.0, mode=ok" in shown and "cores_per_rank=2" in shown and "./mend" in shown
+    assert len(command("app").stdout.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"), [("cores", "cores_per_rank"), ("walltime", "time_limit"), ("env", "environ")]
+)
+def test_a_key_by_another_s_name_is_told(command: Command, key: str, meant: str) -> None:
+    line = json.dumps({"command": "true", key: 2})
+    ran = command("submit", "--from", "-", "--format", "jsonl", input=line)
+    failed(ran, ERROR, f"did you mean '{meant}")
+
+
+def test_a_task_that_runs_takes_no_parents_and_is_told_what_does(
+    command: Command, spool: Spool
+) -> None:
+    other = spool.submit(["true"], hold=True)
+    task = spool.submit(f"spool modify $SPOOL_TASK --after {other.id}")
+    command("launcher", "--idle-timeout", "0", check=True)
+    assert f"spool submit --replaces {task.id} --after" in task.output

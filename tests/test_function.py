@@ -156,3 +156,18 @@ def test_a_future_wakes_who_waits(spool: Spool) -> None:
     began = time.monotonic()
     assert package.wait([late], 10) == ({late}, set())
     assert time.monotonic() - began < 5
+
+
+def test_the_result_of_what_waits_in_vain_is_a_failure_of_its_own(spool: Spool) -> None:
+    bad = spool.submit(["false"])
+    child = spool.submit(["true"], after=[bad])
+    run_all(spool)
+    assert child.wait(timeout=60) and child.state is State.WAITING
+    with pytest.raises(TaskFailed, match="waits in vain"):
+        child.result(timeout=60)
+
+
+def test_a_function_may_be_bound_to_a_spool(spool: Spool) -> None:
+    task = package.function(spool=spool)(len).submit("abc")
+    assert spool.task(task.id).manifest.python
+    assert repr(Spool(spool)) == repr(spool)

@@ -22,6 +22,8 @@ def tour() -> list[tuple[str, list[str]]]:
         for line in block.splitlines():
             if line.startswith("$ "):
                 steps.append((line[2:], []))
+            elif line.startswith("> "):  # what the shell asks for more with
+                steps[-1] = (f"{steps[-1][0]}\n{line[2:]}", steps[-1][1])
             else:
                 steps[-1][1].append(line)
     return steps

@@ -166,3 +166,46 @@ def tree_ids(tree) -> list[str]:
 
 def test_the_errors_are_spool_errors() -> None:
     assert issubclass(WorkflowError, SpoolError)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("import nosuch\n", "w.py: ModuleNotFoundError: No module named 'nosuch'"),
+        ("def tasks(:\n", "SyntaxError"),
+        ("def tasks():\n    yield {'command': 'true'}\n    boom()\n", "line 3, in tasks"),
+    ],
+)
+def test_a_script_s_own_mistake_is_told_without_our_frames(
+    command, tree, tmp_path: Path, text: str, says: str
+) -> None:
+    script = tmp_path / "w.py"
+    script.write_text(text)
+    ran = command("submit", "--workflow-file", str(script))
+    assert ran.returncode == 1 and says in ran.stderr
+    assert "Traceback" not in ran.stderr and "workflow.py" not in ran.stderr
+    assert tree_ids(tree) == []
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "says"),
+    [
+        ('["md", ', '["mdd", ', "there is no task 'mdd'"),
+        ("", "", "there is no task 'old.26112215-00-aaaaaaaaaa'"),
+        ('over = ["molecule"]', 'over = ["molecule"]\nafter = ["md"]', "waits for itself"),
+    ],
+)
+def test_a_plan_tells_what_would_be_refused(
+    command, file: Path, before: str, after: str, says: str
+) -> None:
+    file.write_text(FILE.replace(before, after))
+    plan = command("submit", "--workflow-file", str(file), "--dry-run")
+    assert plan.returncode == 1 and says in plan.stderr
+    assert "nothing would be submitted" in plan.stderr
+
+
+@pytest.mark.parametrize("words", [("--cores", "2"), ("--tag", "x"), ("--hold",), ("--key", "k")])
+def test_what_a_workflow_file_would_not_heed_is_refused(command, tree, file: Path, words) -> None:
+    ran = command("submit", "--workflow-file", str(file), *words)
+    assert ran.returncode == 2 and f"{words[0]} has no effect on --workflow-file" in ran.stderr
+    assert tree_ids(tree) == []

@@ -141,6 +141,32 @@ def _show_apps(tree: layout.Tree, name: str | None, *, as_json: bool) -> None:
             shared.print_json({"name": one, **plain, "environment": app.environment})
         else:
             click.echo(f"{one:<16} {words}" + (f"    # {app.description}" * bool(app.description)))
+            if name:
+                _show_rest(msgspec.to_builtins(app))
+
+
+def _show_rest(app: dict[str, Any]) -> None:
+    """What else an app says, a line a key; its parameters as they were declared."""
+    for key, value in app.items():
+        if key in ("command", "description") or not value:
+            continue
+        if key == "parameters":
+            value = [_declaration(*one) for one in value.items()]
+        parts = value if isinstance(value, list) else [value]
+        if isinstance(value, dict):
+            parts = [f"{inner}={_plain(told)}" for inner, told in value.items()]
+        click.echo(f"  {key:<14} {', '.join(map(_plain, parts))}")
+
+
+def _declaration(name: str, one: dict[str, Any]) -> str:
+    kind = f":{one['type']}" if "type" in one else ""
+    return f"{name}{kind}" + (f"={one['default']}" if one.get("default") is not None else "")
+
+
+def _plain(value: Any) -> str:
+    import json
+
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 @click.command("check")

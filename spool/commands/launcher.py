@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from spool.commands import shared
-from spool.queue.layout import State
+from spool.queue.layout import FINAL, State
 
 if TYPE_CHECKING:
     from spool.config import Settings
@@ -159,5 +159,7 @@ def _idle(text: str | None, default: float) -> float | None:
 
 
 def _summary(counts: dict[str, int], owner: str) -> str:
-    words = [f"{counts[state]:,} {state.lower()}" for state in State if counts.get(state)]
+    words = [f"{counts[state]:,} {state.lower()}" for state in FINAL if counts.get(state)]
+    back = [state for state in State if state not in FINAL and counts.get(state)]
+    words += [f"{counts[state]:,} times put back into {state}" for state in back]
     return f"{owner}: {', '.join(words) or 'nothing to do'}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -39,7 +40,9 @@ PATH = click.Path()  # for the shell's completion; what is wrong with one is tol
 @click.option("--format", "form", type=click.Choice(["jsonl", "csv", "lines"]), help="Of --from.")
 @click.option("--each", metavar="1-500", help="One task for each number, put where {} is.")
 @click.option("--each-line", metavar="FILE", type=PATH, help="One task a line, put where {} is.")
-@click.option("--workflow-file", metavar="FILE", type=PATH, help="Parameters times steps; a DAG.")
+@click.option(
+    "--workflow-file", metavar="FILE", type=PATH, help="Parameters times steps; see README."
+)
 @click.option("--set", "chosen", multiple=True, metavar="NAME=A,B", help="Its parameters.")
 @click.option("--dry-run", is_flag=True, help="Print what it would make.")
 @click.option("--all-or-nothing", is_flag=True, help="Submit nothing if a line is rejected.")
@@ -56,7 +59,9 @@ PATH = click.Path()  # for the shell's completion; what is wrong with one is tol
 @click.option("--requires", multiple=True, help="A feature its node must have.")
 @click.option("--time-estimate", type=shared.Duration(), help="How long it is thought to run.")
 @click.option("--time-limit", type=shared.Duration(), help="Stop it after so long.")
-@click.option("--after", multiple=True, metavar="ID", help="Not before that task has finished.")
+@click.option(
+    "--after", multiple=True, metavar="ID", help="Not before that task has finished; repeatable."
+)
 @click.option(
     "--on-parent-failure",
     type=click.Choice(["wait", "fail", "run"]),
@@ -96,7 +101,7 @@ def submit_command(ctx: click.Context, /, **keys: Any) -> None:
       spool submit --array-from runs.csv --chunk 100 -- ./simulate --t {temperature}
       spool submit --after prepare.26112215-00-ebmfqudxpa -- ./reduce
 
-    {} stands in COMMAND, --name or --env; a value that has no place is refused.
+    {} stands in COMMAND, --name, --key or --env; a value that has no place is refused.
     """
     keys = _with_directives(ctx, keys)
     tree, _ = shared.tree_of(ctx)
@@ -104,6 +109,8 @@ def submit_command(ctx: click.Context, /, **keys: Any) -> None:
     array = {key: keys.pop(key) for key in ("array", "array_from", "chunk")}
     if keys["workflow_file"] and any(array.values()):
         raise click.UsageError("an array is submitted alone; --workflow-file says what to submit")
+    if keys["workflow_file"]:
+        _nothing_else(ctx, keys)
     if _workflow_file(tree, keys):
         return
     move = keys["move"]
@@ -134,11 +141,13 @@ def submit_command(ctx: click.Context, /, **keys: Any) -> None:
         return
     wanted = manifest.from_mapping(_with_kin(tree, template), "submit")
     _outside(tree, folder)
-    task_id = submit.submit(tree, wanted, fill)
-    _print_ids([task_id], as_json=as_json)
     if wanted.replaces:
         from spool.queue import control
 
+        control.check_place(tree, wanted.replaces)
+    task_id = submit.submit(tree, wanted, fill)
+    _print_ids([task_id], as_json=as_json)
+    if wanted.replaces:
         control.take_place(*shared.tree_of(ctx), wanted.replaces, task_id)
 
 
@@ -151,9 +160,14 @@ def _outside(tree: Tree, folder: str | None) -> None:
 
 
 def _found_here(command: tuple[str, ...]) -> tuple[str, ...]:
-    """A program named relative to here, by its full path: it will run in the task's directory."""
+    """A program named relative to here, by its full path: it will run in the task's directory.
+
+    One that is named without a folder is looked for on PATH first.
+    """
     first = command[0] if command else ""
-    if "/" not in first or os.path.isabs(first) or not os.path.isfile(first):
+    if os.path.isabs(first) or not os.path.isfile(first):
+        return command
+    if "/" not in first and (shutil.which(first) or not os.access(first, os.X_OK)):
         return command
     return (os.path.abspath(first), *command[1:])
 
@@ -208,10 +222,23 @@ def _workflow_file(tree: Tree, keys: dict[str, Any]) -> bool:
 
     tasks = workflow.read(path, _parameters(chosen))
     if dry:
-        _print_plan(tasks, as_json=keys["as_json"])
+        _print_plan(tree, tasks, as_json=keys["as_json"])
     else:
         _submit_all(tree, ((f"task {one.name}", one) for one in tasks), keys["as_json"])
     return True
+
+
+def _nothing_else(ctx: click.Context, keys: dict[str, Any]) -> None:
+    """Refuse what a workflow file would not heed. Raises click.UsageError."""
+    heeded = ("workflow_file", "chosen", "dry_run", "all_or_nothing", "as_json")
+    told_apart = ("command", "shell", "app")
+    for option in ctx.command.params:
+        name = option.name or ""
+        if name not in (*heeded, *told_apart) and keys.get(name) not in (None, False, (), ""):
+            raise click.UsageError(
+                f"{option.opts[0]} has no effect on --workflow-file;"
+                " write it into the file, for all steps under [defaults]"
+            )
 
 
 def _parameters(chosen: tuple[str, ...]) -> dict[str, list[str]]:
@@ -224,9 +251,20 @@ def _parameters(chosen: tuple[str, ...]) -> dict[str, list[str]]:
     return found
 
 
-def _print_plan(tasks: Iterable[Manifest], *, as_json: bool) -> None:
-    """What would be made: a line a task, or its manifest."""
+def _print_plan(tree: Tree, tasks: Iterable[Manifest], *, as_json: bool) -> None:
+    """What would be made: a line a task, or its manifest. Raises ManifestError: it would not be."""
+    from spool.queue import parents
+    from spool.queue.family import Family
+
+    def built(wanted: Manifest) -> str:
+        for parent in wanted.after:
+            if layout.parse_id(parent) and not parents.is_known(tree, parent):
+                raise ManifestError(f"key 'after': there is no task {parent!r}. Run: spool ls")
+        return wanted.name
+
+    family, rejected = Family(built), 0
     for one in tasks:
+        rejected += _say_rejected(family.add(one, f"task {one.name}"))
         if as_json:
             shared.print_json(manifest.as_mapping(one))
             continue
@@ -234,6 +272,8 @@ def _print_plan(tasks: Iterable[Manifest], *, as_json: bool) -> None:
         typed = " ".join(line.strip() for line in words.strip().splitlines())
         waits = f"  after {' '.join(one.after)}" if one.after else ""
         click.echo(f"{one.name}{waits}  {typed}")
+    if rejected + _say_rejected(family.left()):
+        raise ManifestError("nothing would be submitted")
 
 
 def _submit_all(tree: Tree, tasks: Iterable[tuple[str, Manifest]], as_json: bool) -> None:
@@ -343,7 +383,8 @@ def _submit_array(
         shared.print_json({"id": array_id, "elements": size, "chunks": len(ids)})
         return
     _print_ids([array_id], as_json=False)
-    click.echo(f"submitted {size:,} elements in {len(ids):,} chunks", err=True)
+    made = f"{units.count(size, 'element')} in {units.count(len(ids), 'chunk')}"
+    click.echo(f"submitted {made}", err=True)
 
 
 # -- many ----------------------------------------------------------------------------------------
@@ -371,6 +412,11 @@ def _submit_many(
     with submit.Submitter(tree, shown, hold_back=whole) as submitter:
         family = Family(lambda wanted: submitter.add(wanted, fill))
         for number, item in enumerate(_progress(*_items(bulk, template)), 1):
+            if template.get("key") and getattr(item, "key", "") == template["key"]:
+                raise click.UsageError(
+                    "--key means one task, and nothing is put into it here; give each line of the"
+                    " file a key of its own"
+                )
             if isinstance(item, Rejected):
                 rejected += _say_rejected([(item.where, item.reason)])
             else:
@@ -380,7 +426,10 @@ def _submit_many(
             submitter.finish()
     count = 0 if whole and rejected else submitter.count
     click.echo(
-        f"submitted {count:,} tasks" + (f", rejected {rejected:,}" * bool(rejected)), err=True
+        f"submitted {units.count(count, 'task')}"
+        + f", {submitter.known:,} were there by their keys" * bool(submitter.known)
+        + f", rejected {rejected:,}" * bool(rejected),
+        err=True,
     )
     if rejected:
         raise click.exceptions.Exit(SpoolError.exit_code)

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
+from spool import units
 from spool.launcher import clock
 from spool.launcher.book import Book
 from spool.queue import shape as shapes
@@ -222,7 +223,10 @@ class Picker:
         """What READY holds that this launcher would not take, a sentence each."""
         whys = (self.refused.get(shapes.parse(lane)[0]) for lane in self.claimer.lanes)
         counts = Counter(why for why in whys if why)
-        return [f"left in READY: {count} lanes {why}" for why, count in sorted(counts.items())]
+        return [
+            f"left in READY: {units.count(count, 'lane')} {why}"
+            for why, count in sorted(counts.items())
+        ]
 
     @property
     def known(self) -> int:

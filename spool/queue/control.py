@@ -343,7 +343,11 @@ def _with_all_parents(by: Verb, task: Task) -> dict[str, Any]:
 def _check_parents(by: Verb, spot: Spot) -> None:
     """New parents make sense for what has not started, and may not wait for it themselves."""
     if spot.state not in QUEUED:
-        raise Refused(f"task {spot.id} is {str(spot.state).lower()}; it can wait for nothing more")
+        hint = ""
+        if spot.state is State.RUNNING:
+            hint = f". What shall go on later: spool submit --replaces {spot.id} --after ... -- ..."
+        what = f"task {spot.id} is {str(spot.state).lower()}"
+        raise Refused(f"{what}; it can wait for nothing more{hint}")
     for parent in by.changes["after"]:
         if not parents.is_known(by.tree, parent):
             raise Refused(f"there is no task {parent!r}. Run: spool ls")
@@ -442,6 +446,12 @@ def replace(by: Verb, spot: Spot) -> Spot:
         return _ask_owner(by, spot, "replaced", said)
     _only(spot, "replace")
     return _put(by, _grab(by, spot), by.event("replaced", **said))
+
+
+def check_place(tree: Tree, replaced: str) -> None:
+    """Raises Refused where a task has no place to give any more, before another is made for it."""
+    if (spot := tasks.find(tree, replaced)) is not None and spot.state is not State.RUNNING:
+        _only(spot, "replace")
 
 
 def take_place(tree: Tree, settings: Settings, replaced: str, task_id: str) -> None:

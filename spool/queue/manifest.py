@@ -373,9 +373,21 @@ def _lower(problem: str) -> str:
     return problem[:1].lower() + problem[1:].replace("`", "")
 
 
+# What the command line, or another program, calls a key.
+_MEANT = {
+    "core": "cores_per_rank", "cores": "cores_per_rank", "cpus": "cores_per_rank",
+    "ncpus": "cores_per_rank", "threads": "cores_per_rank", "ranks": "ranks_per_node",
+    "walltime": "time_limit", "timeout": "time_limit", "mem": "memory", "env": "environment",
+    "params": "parameters", "param": "parameters", "parents": "after", "depends": "after",
+    "tag": "tags", "cmd": "command", "retries": "max_attempts",
+}  # fmt: skip
+
+
 @lru_cache(maxsize=256)
 def _nearest(key: str) -> str:
     from difflib import get_close_matches
 
+    if meant := _MEANT.get(key):
+        return f"; did you mean {meant!r}?"
     near = get_close_matches(key, Manifest.__struct_fields__, n=1)
     return f"; did you mean {near[0]!r}?" if near else ". Run: spool schema"

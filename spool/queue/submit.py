@@ -174,7 +174,7 @@ class Submitter:
         self.tree = tree
         self.shown = shown
         self.hold_back = hold_back
-        self.count = 0
+        self.count = self.known = 0
         self._counter = int.from_bytes(os.urandom(2), "big")
         self._left = 0
         self._shard = ""
@@ -225,6 +225,7 @@ class Submitter:
             task_id, ours = self.first(wanted.key, task_id)
             if not ours:
                 self._told.append(task_id)
+                self.known += 1
                 return task_id
         with _withdrawing(self.tree, wanted.key, self.nest):
             self._add_as(task_id, wanted, fill)
