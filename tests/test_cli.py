@@ -740,6 +740,7 @@ def test_a_task_that_runs_takes_no_parents_and_is_told_what_does(
     command: Command, spool: Spool
 ) -> None:
     other = spool.submit(["true"], hold=True)
-    task = spool.submit(f"spool modify $SPOOL_TASK --after {other.id}")
+    here = f"{sys.executable} -m spool.cli --spool {spool.root}"
+    task = spool.submit(f"{here} modify $SPOOL_TASK --after {other.id}")
     command("launcher", "--idle-timeout", "0", check=True)
     assert f"spool submit --replaces {task.id} --after" in task.output

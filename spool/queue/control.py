@@ -23,6 +23,7 @@ from spool.errors import ManifestError, Refused, SpoolError
 from spool.queue import (
     advance,
     array,
+    asking,
     claim,
     elements,
     faults,
@@ -33,14 +34,12 @@ from spool.queue import (
     manifest,
     owner,
     parents,
-    takeover,
     tasks,
 )
 from spool.queue.array import Some
 from spool.queue.layout import FINAL, State, Tree
 from spool.queue.owner import Owner
 from spool.queue.place import Place
-from spool.queue.takeover import Verdict
 from spool.queue.tasks import Spot, Task
 
 QUEUED = (State.WAITING, State.READY)
@@ -56,7 +55,6 @@ TAKES: dict[str, tuple[State, ...]] = {
 """The states a verb itself takes a task from; a RUNNING task is asked for."""
 
 ATTEMPTS = 20
-ASK_EVERY_S = 0.2
 ENDS = frozenset(("max_attempts", "max_lost", "max_interrupted"))
 """Keys that decide whether an end is final: changed after it, they would undo it by themselves."""
 
@@ -303,7 +301,7 @@ def modify(by: Verb, spot: Spot) -> Spot:
     """Lay changed keys over a manifest, by a `change` line; the task moves if its lane changed."""
     if spot.state is State.RUNNING:
         _check_changes(by, spot)
-        return _ask_owner(by, spot, "change", {"set": by.changes})
+        return asking.ask(by, spot, "change", {"set": by.changes})
     _only(spot, "modify")
     _check_changes(by, spot)
     if spot.state in FINAL and (wrong := ENDS.intersection(by.changes)):
@@ -387,7 +385,7 @@ def cancel(by: Verb, spot: Spot) -> Spot:
     if by.elements(spot.id) is not None and not _means_all(by, spot):
         return _cancel_elements(by, spot)
     if spot.state is State.RUNNING:
-        return _ask_owner(by, spot, "cancel", {})
+        return asking.ask(by, spot, "cancel", {})
     _only(spot, "cancel")
     return _put(by, _grab(by, spot), by.event("cancelled"))
 
@@ -405,7 +403,7 @@ def _cancel_elements(by: Verb, spot: Spot) -> Spot:
     some = by.elements(spot.id) or Some()
     if spot.state is State.RUNNING:
         task = tasks.load(spot.path(by.tree), spot.id)
-        return _ask_owner(by, spot, "change", {"set": {"skip": str(_own_elements(task, some))}})
+        return asking.ask(by, spot, "change", {"set": {"skip": str(_own_elements(task, some))}})
     _only(spot, "cancel")
     task = _grab(by, spot)
     skip = array.parse_some(task.manifest.skip) | _own_elements(task, some)
@@ -443,7 +441,7 @@ def replace(by: Verb, spot: Spot) -> Spot:
     said = {"with": by.changes["with"]}
     kinship.no_cycle(by.tree, spot.id, [by.changes["with"]])
     if spot.state is State.RUNNING:
-        return _ask_owner(by, spot, "replaced", said)
+        return asking.ask(by, spot, "replaced", said)
     _only(spot, "replace")
     return _put(by, _grab(by, spot), by.event("replaced", **said))
 
@@ -467,64 +465,3 @@ def take_place(tree: Tree, settings: Settings, replaced: str, task_id: str) -> N
         raise Refused(f"task {replaced} is gone, so {task_id} cannot take its place")
     with verb(tree, settings, "replace", changes={"with": task_id}) as by:
         once(replace, by, spot)
-
-
-# -- asking an owner -----------------------------------------------------------------------------
-
-
-def _ask_owner(by: Verb, spot: Spot, what: str, said: dict[str, Any]) -> Spot:
-    """Put a request into the inbox of the owner until the task shows that it was heard."""
-    if spot.id.endswith(layout.ARRIVING):
-        raise Refused(f"{spot.id} is just being admitted; try again in a moment")
-    deadline = time.monotonic() + by.wait_s
-    observer = takeover.Observer(by.me)
-    asked = by.event(what, **said)
-    while True:
-        _request(by, spot, what, asked)
-        time.sleep(ASK_EVERY_S)
-        by.me.beat_if_due()
-        now_at = tasks.find(by.tree, spot.id)
-        if now_at is None:
-            raise FileNotFoundError(spot.id)
-        if what == "cancel" and now_at.state in FINAL:
-            return now_at
-        if what in ("change", "replaced") and _heard(by, now_at, asked):
-            return now_at
-        if now_at.state is not State.RUNNING:
-            raise FileNotFoundError(spot.id)  # moved on: the verb starts again where it lies now
-        if observer.verdict(now_at.group) is Verdict.DEAD:
-            takeover.take_over(by.me, now_at.group, by.trusted)
-        if time.monotonic() > deadline:
-            raise Refused(
-                f"task {spot.id}: {spot.group} was asked and has not answered in"
-                f" {units.print_duration(by.wait_s)}; the request stays in its inbox"
-            )
-        spot = now_at
-
-
-def _request(by: Verb, spot: Spot, what: str, asked: dict[str, Any]) -> None:
-    path = by.tree.request(takeover.holder(spot.group), what, spot.id)
-    try:
-        files.write_new(path, msgspec.json.encode(asked) + b"\n")
-    except FileExistsError:
-        return
-    except FileNotFoundError:
-        return  # its owner has just ended: the next look tells
-
-
-def _heard(by: Verb, spot: Spot, asked: dict[str, Any]) -> bool:
-    try:
-        task = tasks.load(spot.path(by.tree), spot.id)
-    except (OSError, ManifestError):
-        return False
-    if "with" in asked:
-        return bool(task.story.replaced == asked["with"])
-    told = task.story.changes
-    return all(_is_told(told.get(key), key, value) for key, value in asked["set"].items())
-
-
-def _is_told(told: object, key: str, value: object) -> bool:
-    """Whether a change stands; elements that are not to run are added to those told before."""
-    if key != "skip":
-        return told == value
-    return not array.parse_some(str(value)) - array.parse_some(str(told or ""))

@@ -18,6 +18,7 @@ from spool.queue.parents import Lookup
 from spool.queue.tasks import Spot
 
 UNFINISHED = (State.WAITING, State.READY, State.RUNNING)
+TRIES = 20
 LOOKS = 2  # a task that moves while a walk goes by is met by the second
 
 
@@ -113,11 +114,15 @@ def _cycle(task_id: str, came_from: dict[str, str]) -> str:
 
 def _after(tree: Tree, task_id: str) -> list[str]:
     """The parents of a task, and who took its place. One that has ended may yet be retried."""
-    if (spot := tasks.find(tree, task_id)) is None:
-        return []
-    try:
-        task = tasks.load(spot.path(tree), task_id)
-    except (OSError, ManifestError):
-        return []
-    heir = task.story.replaced
-    return [*task.manifest.after, heir] if layout.parse_id(heir) else task.manifest.after
+    for _ in range(TRIES):
+        if (spot := tasks.find(tree, task_id)) is None:
+            return []
+        try:
+            task = tasks.load(spot.path(tree), task_id)
+        except FileNotFoundError:
+            continue  # it moved between the look and the touch: another verb has it, or had
+        except (OSError, ManifestError):
+            return []
+        heir = task.story.replaced
+        return [*task.manifest.after, heir] if layout.parse_id(heir) else task.manifest.after
+    return []
