@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import crashing
 import pytest
@@ -236,3 +237,23 @@ def claimed_by(me: claim.Owner, task_id: str) -> None:
     while spot is None:
         spot = tasks.find(me.tree, task_id)
     files.move(spot.path(me.tree), me.claim_path(task_id))
+
+
+def test_a_task_that_moves_between_its_manifest_and_its_history_is_not_read_by_halves(
+    tree: Tree,
+) -> None:
+    """Else a change that was told would be missed, and a cycle closed."""
+    task_id = one(tree, hold=True)
+    spot = tasks.find(tree, task_id)
+    assert spot is not None
+    there, away = spot.path(tree), tree.tmp("away")
+
+    def move(phase: str, operation: str, arguments: tuple[Any, ...]) -> None:
+        asked = (phase, operation, arguments[0])
+        if asked == ("before", "open", f"{there}/{layout.HISTORY}"):
+            os.rename(there, away)
+
+    files.watch(move)
+    with pytest.raises(FileNotFoundError):
+        tasks.load(there, task_id)
+    assert tasks.load(away, task_id).story.lines == 0

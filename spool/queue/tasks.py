@@ -62,7 +62,11 @@ def load(path: str, task_id: str, trusted: frozenset[int] | None = None) -> Task
         raw = found or b""
     else:
         raw = _read_trusted(path, trusted)
-    told = files.read(f"{path}/{layout.HISTORY}") or b""
+    told = files.read(f"{path}/{layout.HISTORY}")
+    if told is None:
+        if trusted is None and not files.is_folder(path):
+            raise FileNotFoundError(path)  # it moved between the two: its history is elsewhere
+        told = b""
     story = history.fold(told)
     wanted = manifest.parse(raw, where)
     if story.changes:
