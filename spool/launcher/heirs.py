@@ -1,14 +1,14 @@
 """heirs - children of tasks that ended here, moved on a few at a time.
 
 Owns   which ended tasks are still to be asked for children.
-Never  opens or lists anything where nobody waits for a task.
+Never  opens or lists anything for each task where nobody waits for one.
 """
 
 from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from itertools import islice
 from queue import SimpleQueue
 
@@ -19,10 +19,9 @@ from spool.queue.owner import Owner
 from spool.queue.place import Place
 
 AT_ONCE = 1_000
-LISTED_AT_ONCE = 500  # names for the price of another call
+ASK_EVERY_S = 0.25  # who is waited for, where nobody was when last listed
 FRESH_S = 0.1
 LINGER_S, POLL_S = 2.0, 0.02  # of a hand that is idle while tasks wait for others
-OLD_S = 30.0  # after so long who is waited for is listed anew
 
 
 class Heirs:
@@ -34,6 +33,7 @@ class Heirs:
     def __init__(self, owner: Owner, opened: Callable[[str], None] | None = None) -> None:
         self.owner, self.opened = owner, opened
         self._parents: list[str] = []
+        self._unasked: list[str] = []
         self._left: SimpleQueue[str | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._sweep, daemon=True)
         self._thread.start()
@@ -44,26 +44,37 @@ class Heirs:
     @property
     def empty(self) -> bool:
         """Whether nobody is left to be asked for children."""
-        return not self._parents
+        return not (self._parents or self._unasked)
 
-    def ended(self, ids: list[str]) -> None:
+    @property
+    def due_at(self) -> float:
+        """When those that ended are to be asked, though nobody is known to wait for them."""
+        return self._listed_at + ASK_EVERY_S if self._unasked else math.inf
+
+    def ended(self, ids: list[str], *, now: bool) -> None:
         """These have reached a final state. They are taken out of the list.
 
-        One listing tells which of them are waited for; where so many are that it is long, few are
-        asked one by one.
+        Whom others are known to wait for is asked at once. For all others together one listing
+        tells it, four times a second, or `now`.
         """
-        if not ids:
-            return
-        some = ids.copy()
-        if self._is_old() or len(some) > 1 + len(self.waited_for) // LISTED_AT_ONCE:
-            self._list()
-            some = list(self.waited_for.intersection(ids))
-        if some:
-            self._parents += some
-            self._moving = self._then(self._moving, self._children(some))
+        self._unasked += ids
         ids.clear()
+        if not self._unasked:
+            return
+        if now or clock.now() >= self.due_at:
+            self._list()
+            self._ask(self.waited_for.intersection(self._unasked))
+            self._unasked.clear()
+        elif known := self.waited_for.intersection(self._unasked):
+            self._ask(known)
+            self._unasked = [one for one in self._unasked if one not in known]
 
-    def _children(self, ids: list[str]) -> Iterator[Place]:
+    def _ask(self, parents: Collection[str]) -> None:
+        if parents:
+            self._parents += parents
+            self._moving = self._then(self._moving, self._children(parents))
+
+    def _children(self, ids: Collection[str]) -> Iterator[Place]:
         return advance.children(self.owner, ids, drop=self._left.put)
 
     def _sweep(self) -> None:
@@ -74,9 +85,6 @@ class Heirs:
     def _then(self, first: Iterator[Place], second: Iterator[Place]) -> Iterator[Place]:
         yield from first
         yield from second
-
-    def _is_old(self) -> bool:
-        return clock.now() > self._listed_at + OLD_S
 
     def _list(self) -> None:
         self.waited_for = advance.parents_waited_for(self.owner.tree)
@@ -98,7 +106,7 @@ class Heirs:
 
     def finish(self, ids: list[str]) -> None:
         """The same at the end, all at once."""
-        self.ended(ids)
+        self.ended(ids, now=True)
         while self.step(AT_ONCE):
             pass
         self._left.put(None)
@@ -109,7 +117,7 @@ class Heirs:
 
         What a fault of the file system cuts short is begun anew with the next step.
         """
-        if self.empty:
+        if not self._parents:
             return 0
         try:
             moved = list(islice(self._moving, count))

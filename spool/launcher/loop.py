@@ -368,8 +368,8 @@ class Launcher:
         if moved and not self.batch.moving and clock.now() >= self.journal_at:
             self.journal_at = clock.now() + PACE_S  # a tick writes what is noted until then
             self.journal.write()
-        if self.batch.finals and not self.batch.moving:
-            self.heirs.ended(self.batch.finals)
+        if not self.batch.moving:
+            self.heirs.ended(self.batch.finals, now=idle and not self.running_count)
         if heirs := self.heirs.step(self.slice):
             self.nothing_to_claim = False
         return moved + heirs
@@ -458,7 +458,7 @@ class Launcher:
         if not self.claimed and (idle or self.crew.awaited):
             self.bell.hang()
         asleep_at = clock.now()
-        wait_s = min(self.tick_at, self.crew.due_at) - asleep_at
+        wait_s = min(self.tick_at, self.crew.due_at, self.heirs.due_at) - asleep_at
         if self.claimed and self.places.mpirun_at > asleep_at:
             wait_s = min(wait_s, self.places.mpirun_at - asleep_at)
         if self.ranks:

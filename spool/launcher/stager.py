@@ -152,8 +152,8 @@ class Stager:
                 self._tick(now)
             self._claim()
             moved = self.batch.step(MOVED_AT_ONCE, now=True)
-            if self.batch.finals and not self.batch.moving:
-                self.heirs.ended(self.batch.finals)
+            if not self.batch.moving:
+                self.heirs.ended(self.batch.finals, now=not self.works)
             if self.heirs.step(MOVED_AT_ONCE) or moved:
                 self.tick_at = 0.0
                 return False
@@ -187,7 +187,7 @@ class Stager:
         if self.batch.moving:
             return
         limits = (min(work.limit_at, work.kill_at) for work in self.works.values())
-        due_at = min(self.tick_at, self.guard.tell_at, *limits)
+        due_at = min(self.tick_at, self.guard.tell_at, self.heirs.due_at, *limits)
         got = signal.sigtimedwait(SIGNALS, max(0.0, due_at - clock.now()))
         if got is None or got.si_signo in (signal.SIGCHLD, WAKE):
             return
