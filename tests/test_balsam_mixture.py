@@ -5,12 +5,12 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Any
+
+from conftest import eventually
 
 from spool import Spool
 from spool.queue import kinship
@@ -43,13 +43,6 @@ def begin(tree: Tree) -> subprocess.Popen[bytes]:
     return subprocess.Popen([*words, "--cores", "6", "--idle-timeout", "3s"])
 
 
-def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def counted(spool: Spool) -> Counter[State]:
     return Counter(task.state for task in spool.tasks())
 
@@ -72,11 +65,11 @@ def test_all_81_finish_though_their_launchers_do_not(
     assert len(ids) == 81
 
     first = begin(tree)
-    until(lambda: counted(spool)[State.FINISHED] >= 1 and counted(spool)[State.RUNNING] >= 1)
+    eventually(lambda: counted(spool)[State.FINISHED] >= 1 and counted(spool)[State.RUNNING] >= 1)
     first.send_signal(signal.SIGTERM)
     assert first.wait(60) == 0
     second = begin(tree)
-    until(lambda: counted(spool)[State.FINISHED] >= 5 and counted(spool)[State.RUNNING] >= 2)
+    eventually(lambda: counted(spool)[State.FINISHED] >= 5 and counted(spool)[State.RUNNING] >= 2)
     second.kill()
     second.wait()
     third = begin(tree)

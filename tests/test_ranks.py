@@ -277,9 +277,12 @@ def test_a_program_that_starts_mpi_by_itself_works_below_a_rank(tree, spool):
 def test_idle_ranks_cost_nothing(tree, spool):
     one = begin(ranks(tree, "--idle-timeout", "6s"))
     eventually(lambda: len(files.names(tree.state(State.RUNNING))) == 1, "it is there")
-    time.sleep(1)  # what is forked at their start is gone
-    pids = [*rank_pids(tree, leader=True), *rank_pids(tree, leader=False)]
-    assert len(pids) == NODES
+
+    def pids_now() -> list[int]:
+        return [*rank_pids(tree, leader=True), *rank_pids(tree, leader=False)]
+
+    eventually(lambda: len(pids_now()) == NODES, "what is forked at their start is gone")
+    pids = pids_now()
     before, begun = sum(map(cpu_seconds, pids)), time.monotonic()
     time.sleep(3)
     used = (sum(map(cpu_seconds, pids)) - before) / (time.monotonic() - begun)

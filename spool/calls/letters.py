@@ -90,7 +90,6 @@ class Batch:
         self.read: dict[str, int] = {}
         self.unwanted: set[int] = set()
         self.started_at = 0.0
-        self.running: Call | None = None
 
 
 def written(calls: list[Call], mailbox: str, *, alone: bool = False) -> bytes:

@@ -1,6 +1,6 @@
 """wait - for tasks to reach a final state, by few listings however many they are.
 
-Never  opens a task.
+Never  opens a task, but one whose place another took.
 """
 
 from __future__ import annotations
