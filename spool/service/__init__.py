@@ -1,1 +1,1 @@
-"""service - asks batch systems for allocations; built by a later version."""
+"""The service: it sizes allocations to the backlog and asks the batch system for them."""
