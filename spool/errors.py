@@ -10,6 +10,8 @@ SpoolError                exit 1   the base: one sentence saying where, what, wh
     CallLost              exit 1   a Python call ended without a result: its process was killed, ...
   FileSystemFault         exit 1   the file system refuses (full, read-only, another mount)
     DiskFull              exit 1   no space, inodes or quota left
+  Declined                exit 1   a batch system says no to a request
+  Unreachable             exit 1   a batch system gives no usable answer
   LeaseLost               exit 4   another process has taken this owner's tasks
 
 Exit codes of the command line: 0 done; 1 an error, explained on standard error; 2 wrong usage;

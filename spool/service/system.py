@@ -2,7 +2,7 @@
 
 Owns   the words Job, Order and the interface BatchSystem; one command's run, with its time limit.
 Never  decides anything: an adapter translates, the service judges.
-Fails  Refused: the batch system says no to this request. Unreachable: it gives no usable answer
+Fails  Declined: the batch system says no to this request. Unreachable: it gives no usable answer
        (missing command, time-out, controller down, nonsense); nothing follows from that.
 """
 
@@ -17,7 +17,7 @@ from spool.errors import SpoolError
 from spool.service.terms import NodeShape, Window
 
 
-class Refused(SpoolError):
+class Declined(SpoolError):
     """The batch system will not take this: wrong account, queue, limits, script.
 
     cause is one word or two for the back-off per cause: "account", "partition", "limit", "quota",
@@ -82,7 +82,7 @@ class BatchSystem(Protocol):
         ...
 
     def submit(self, script: str, order: Order) -> str:
-        """Submit the script at this path; the job's id. Raises Refused."""
+        """Submit the script at this path; the job's id. Raises Declined."""
         ...
 
     def jobs(self, names: str, known: Sequence[str]) -> dict[str, Job]:
@@ -108,6 +108,6 @@ class BatchSystem(Protocol):
     def dry_run(self, script: str, order: Order) -> str | None:
         """What the batch system says to this script without taking it; None if it cannot be asked.
 
-        Raises Refused.
+        Raises Declined.
         """
         ...
