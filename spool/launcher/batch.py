@@ -21,6 +21,7 @@ from spool.queue.owner import Owner
 from spool.queue.place import Place
 
 EVERY_S = 1.0
+SOON_S = 0.01  # where others wait for what ended, but there is work meanwhile: a few go together
 SLOW_S = 10.0
 WAKE = signal.SIGUSR2
 Ended = tuple[str, Place]
@@ -71,6 +72,11 @@ class Batch:
     def empty(self) -> bool:
         """Whether nothing is gathered, moving or being synced."""
         return not (self.gathered or self.moving or self.places or self.syncing)
+
+    @property
+    def soon_at(self) -> float:
+        """When what is gathered is to be synced if others wait for it."""
+        return self.since + SOON_S
 
     def step(self, count: int, *, now: bool, over: bool = False) -> int:
         """Move up to `count` synced tasks; `now` begins a sync without waiting for more.

@@ -96,12 +96,15 @@ class Crew:
 
     # -- starts ----------------------------------------------------------------------------------
 
-    def start(self, task_id: str, shape: Shape, grants: Grants) -> Started:
+    def start(
+        self, task_id: str, shape: Shape, grants: Grants, read: Task | None = None
+    ) -> Started:
         """Start a claimed task; GONE too if it stays where it is, for `check` to find.
 
+        `read` is the task if it was read and found to belong here since it is ours.
         Raises FileSystemFault, OSError: the machine or the disk refuses for now.
         """
-        task = self._admissible(task_id, shape)
+        task = read or self._admissible(task_id, shape)
         if task is None:
             return Started.GONE
         try:

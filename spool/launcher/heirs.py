@@ -19,6 +19,7 @@ from spool.queue.owner import Owner
 from spool.queue.place import Place
 
 AT_ONCE = 1_000
+LEFT_MOST = 64
 ASK_EVERY_S = 0.25  # who is waited for, where nobody was when last listed
 FRESH_S = 0.1
 LINGER_S, POLL_S = 2.0, 0.02  # of a hand that is idle while tasks wait for others
@@ -27,14 +28,20 @@ LINGER_S, POLL_S = 2.0, 0.02  # of a hand that is idle while tasks wait for othe
 class Heirs:
     """Moves on what waited for our tasks; `ended` many, `step` often.
 
-    `opened` is told the lanes that children went to.
+    `opened` is told the lanes that children went to; `take` may claim them where they wait.
     """
 
-    def __init__(self, owner: Owner, opened: Callable[[str], None] | None = None) -> None:
-        self.owner, self.opened = owner, opened
+    def __init__(
+        self,
+        owner: Owner,
+        opened: Callable[[str], None] | None = None,
+        take: advance.Take | None = None,
+    ) -> None:
+        self.owner, self.opened, self.take = owner, opened, take
         self._parents: list[str] = []
         self._unasked: list[str] = []
-        self._left: SimpleQueue[str | None] = SimpleQueue()
+        self._left: list[str] = []
+        self._orders: SimpleQueue[list[str]] = SimpleQueue()
         self._thread = threading.Thread(target=self._sweep, daemon=True)
         self._thread.start()
         self._moving: Iterator[Place] = iter(())
@@ -75,12 +82,22 @@ class Heirs:
             self._moving = self._then(self._moving, self._children(parents))
 
     def _children(self, ids: Collection[str]) -> Iterator[Place]:
-        return advance.children(self.owner, ids, drop=self._left.put)
+        return advance.children(self.owner, ids, drop=self._drop, take=self.take)
 
     def _sweep(self) -> None:
         """The thread: remove folders that children have left, which may take long."""
-        while (folder := self._left.get()) is not None:
-            files.remove_folder(folder)
+        while folders := self._orders.get():
+            for folder in folders:
+                files.remove_folder(folder)
+
+    def _drop(self, folder: str) -> None:
+        self._left.append(folder)
+
+    def _hand_over(self) -> None:
+        """Give the thread what was left behind: many at once, since it wakes for each."""
+        if self._left:
+            self._orders.put(self._left)
+            self._left = []
 
     def _then(self, first: Iterator[Place], second: Iterator[Place]) -> Iterator[Place]:
         yield from first
@@ -105,11 +122,14 @@ class Heirs:
         return bool(self.waited_for) and any(one in self.waited_for for one, _ in ended)
 
     def finish(self, ids: list[str]) -> None:
-        """The same at the end, all at once."""
+        """The same at the end, all at once; none is taken any more."""
+        self.take = None
+        self._moving = self._children(self._parents.copy())
         self.ended(ids, now=True)
         while self.step(AT_ONCE):
             pass
-        self._left.put(None)
+        self._hand_over()
+        self._orders.put([])
         self._thread.join()
 
     def step(self, count: int) -> int:
@@ -126,6 +146,8 @@ class Heirs:
             raise
         if len(moved) < count:
             self._parents.clear()
+        if not self._parents or len(self._left) >= LEFT_MOST:
+            self._hand_over()
         for place in moved:
             if self.opened is not None and place.state is State.READY:
                 self.opened(place.group)

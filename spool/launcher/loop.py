@@ -14,8 +14,8 @@ node a task goes to, the book says (book.py), and it is here that all three meet
 
 from __future__ import annotations
 
+import math
 import signal
-import time
 from collections import Counter, deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -25,6 +25,7 @@ from spool import config, units
 from spool.config import Settings
 from spool.errors import FileSystemFault, LeaseLost, SpoolError
 from spool.launcher import answers, clock, stopping
+from spool.launcher.adoption import Adoption
 from spool.launcher.batch import WAKE, Batch
 from spool.launcher.book import Book
 from spool.launcher.chore import Chore
@@ -33,16 +34,18 @@ from spool.launcher.field import Field
 from spool.launcher.gate import Gate
 from spool.launcher.hands import Hands
 from spool.launcher.heirs import POLL_S, Heirs
+from spool.launcher.leaving import may_leave
 from spool.launcher.lookout import Lookout
 from spool.launcher.picker import Held, Picker, Wishes
 from spool.launcher.places import Places
 from spool.launcher.staging import Staging
-from spool.queue import advance, claim, files, layout, watch
+from spool.queue import claim, files, layout, watch
 from spool.queue.claim import Claimer
 from spool.queue.journal import Journal
 from spool.queue.layout import Tree
 from spool.queue.owner import Owner
 from spool.queue.shape import Shape
+from spool.queue.tasks import Task
 
 TICK_S = 1.0
 SLICE, SLICE_FAR = 4, 128
@@ -123,7 +126,8 @@ class Launcher:
         self.picker.may = self.gate.may
         self.journal = Journal(self.tree, self.owner.name)
         self.batch = Batch(self.owner, self.settings.launcher_sync)
-        self.heirs = Heirs(self.owner, self.picker.claimer.add)
+        self.adoption = Adoption(self)
+        self.heirs = Heirs(self.owner, self.picker.claimer.add, self.adoption.take)
         self.picker.few = lambda: bool(self.heirs.waited_for)
         self.bell = watch.Bell(self.tree, BELL)
         self.ranks = self.field.ranks
@@ -177,7 +181,7 @@ class Launcher:
             self._tick()
         if self._claim_more() or self._move_some():
             return False
-        if not self.running_count and (self.draining or not self.claimed) and self._may_leave():
+        if not self.running_count and (self.draining or not self.claimed) and may_leave(self):
             return True
         self._wait()
         return False
@@ -299,11 +303,12 @@ class Launcher:
                     break
         self.claimed.extendleft(reversed(passed))
 
-    def _start(self, task_id: str, wanted: Shape) -> bool:
+    def _start(self, task_id: str, wanted: Shape, read: Task | None = None) -> bool:
         """Start a claimed task if there is room; False: it is still only claimed."""
         before = self.places.started
         try:
-            dealt_with = self.places.start(task_id, wanted, len(self.claimed) + self.picker.known)
+            waiting = len(self.claimed) + self.picker.known
+            dealt_with = self.places.start(task_id, wanted, waiting, read)
         except (FileSystemFault, OSError) as fault:
             self._pause(fault)
             return False
@@ -328,7 +333,7 @@ class Launcher:
         self.picker.mpiruns = self.places.mpiruns_left - (len(self.claimed) - ahead)
         count = 0
         for task_id, wanted in self.picker.claim(self.claimed, self.slice):
-            self._receive(task_id, wanted)
+            self.receive(task_id, wanted)
             count += 1
         self.nothing_to_claim = not count  # until a task ends, or a tick lists READY anew
         return count
@@ -338,13 +343,13 @@ class Launcher:
             return self.ranks.any_may_follow()
         return not self.field.crew and self.picker.may_claim_ahead(len(self.claimed))
 
-    def _receive(self, task_id: str, wanted: Shape) -> None:
-        """Start a task just claimed, or hold it until there is room."""
+    def receive(self, task_id: str, wanted: Shape, read: Task | None = None) -> None:
+        """Start a task just claimed, or hold it until there is room; `read` if it was just read."""
         if layout.parse_id(task_id) is None:
             claim.reject(self.owner, task_id, "bears no task id; drop it into CREATED instead")
             return
         first = not self.claimed or wanted == self.book.kept_for
-        if first and not self.hands.lending and self._start(task_id, wanted):
+        if first and not self.hands.lending and self._start(task_id, wanted, read):
             return
         if self.places.follow(task_id, wanted):
             return
@@ -356,7 +361,7 @@ class Launcher:
     def _move_some(self) -> int:
         """Move a slice of ended tasks; begin a sync at once when slots are idle, or others wait."""
         idle = self.nothing_to_claim and not self.claimed and self.book.free > 0
-        now = idle or self.heirs.awaited(self.batch.gathered)
+        now = idle or (clock.now() >= self.batch.soon_at and self._awaited)
         try:
             moved = self.batch.step(self.slice, now=now, over=not self.running_count)
         except (FileSystemFault, OSError) as fault:
@@ -370,9 +375,18 @@ class Launcher:
             self.journal.write()
         if not self.batch.moving:
             self.heirs.ended(self.batch.finals, now=idle and not self.running_count)
-        if heirs := self.heirs.step(self.slice):
+        try:
+            heirs = self.heirs.step(self.slice)
+        finally:
+            self.adoption.start()
+        if heirs:
             self.nothing_to_claim = False
         return moved + heirs
+
+    @property
+    def _awaited(self) -> bool:
+        """Whether others wait for what has ended and is not yet durable."""
+        return not self.batch.syncing and self.heirs.awaited(self.batch.gathered)
 
     # -- once a second ---------------------------------------------------------------------------
 
@@ -458,7 +472,8 @@ class Launcher:
         if not self.claimed and (idle or self.crew.awaited):
             self.bell.hang()
         asleep_at = clock.now()
-        wait_s = min(self.tick_at, self.crew.due_at, self.heirs.due_at) - asleep_at
+        soon_at = self.batch.soon_at if self._awaited else math.inf
+        wait_s = min(self.tick_at, self.crew.due_at, self.heirs.due_at, soon_at) - asleep_at
         if self.claimed and self.places.mpirun_at > asleep_at:
             wait_s = min(wait_s, self.places.mpirun_at - asleep_at)
         if self.ranks:
@@ -468,7 +483,7 @@ class Launcher:
             wait_s = min(wait_s, POLL_S)
         got = self.crew.sleep(self.signals, max(0.0, wait_s))
         if shares and got is None:
-            self._new_lanes()
+            self.new_lanes()
         self.slept_s += clock.now() - asleep_at
         if got is None or got.si_signo in (signal.SIGCHLD, WAKE):
             return
@@ -491,29 +506,7 @@ class Launcher:
             self._interrupt(f"{got.name} came")
         self.tick_at = 0.0
 
-    def _may_leave(self) -> bool:
-        """Nothing runs: whether to go. Not while ends are unwritten or another's death is open."""
-        if self.hands.lent or self.staging.keeps():
-            return False
-        if self.crew.ended:  # unwritten, for the disk is full: a taker knows them as interrupted
-            return self.interrupting and clock.now() < self.paused_until
-        if self.draining:
-            return True
-        if not (self.batch.empty and self.heirs.empty and self.nothing_to_claim):
-            return False
-        if self.wishes.hand_of:
-            return not (self.heirs.tarry(clock.now() - self.busy_at) or self._new_lanes())
-        if self.chores.busy or not self.lookout.settled or self.wishes.idle_s is None:
-            return False
-        leave_at = self.busy_at + self.wishes.idle_s
-        due = advance.next_due(self.tree)
-        if due is not None and clock.now() + due - time.time() <= leave_at:
-            return False
-        if self.lookout.door.under_way:
-            leave_at = max(leave_at, self.busy_at + self.settings.door_quiet_s + 2 * TICK_S)
-        return not (clock.now() < leave_at or advance.catch_up(self.owner) or self._new_lanes())
-
-    def _new_lanes(self) -> bool:
+    def new_lanes(self) -> bool:
         """Whether READY got a lane since our last look: by a retry, a takeover, the door, ..."""
         known = set(self.picker.claimer.lanes)
         self.nothing_to_claim = known.issuperset(self.picker.claimer.refresh())

@@ -24,6 +24,7 @@ from spool.queue.layout import State
 from spool.queue.owner import Owner
 from spool.queue.place import Place
 from spool.queue.shape import Shape
+from spool.queue.tasks import Task
 
 if TYPE_CHECKING:
     from spool.launcher.ranks import Ranks
@@ -48,10 +49,12 @@ class Places:
         self.lost: deque[tuple[str, float]] = deque()  # and when its rank was last heard of
         self.left: Leftovers | None = None
 
-    def start(self, task_id: str, wanted: Shape, waiting: int = 0) -> bool:
+    def start(
+        self, task_id: str, wanted: Shape, waiting: int = 0, read: Task | None = None
+    ) -> bool:
         """Start a task if there is room; False: it is still only claimed.
 
-        waiting: so many others are known to want room.
+        waiting: so many others are known to want room. read is the task, if it was just read.
         """
         if wanted.mpi and not self._may_start_mpirun():
             return False
@@ -66,7 +69,7 @@ class Places:
         if self.ranks and grants[0].node and not wanted.mpi:
             self.ranks.start(task_id, wanted, grants)
         else:
-            self._start_here(task_id, wanted, grants)
+            self._start_here(task_id, wanted, grants, read)
         self._count()
         return True
 
@@ -80,9 +83,11 @@ class Places:
                 self.book.give(grants)
         return taken
 
-    def _start_here(self, task_id: str, wanted: Shape, grants: Grants) -> None:
+    def _start_here(
+        self, task_id: str, wanted: Shape, grants: Grants, read: Task | None = None
+    ) -> None:
         try:
-            what = self.crew.start(task_id, wanted, grants)
+            what = self.crew.start(task_id, wanted, grants, read)
         except (FileSystemFault, OSError):
             self._free(task_id, grants)
             raise

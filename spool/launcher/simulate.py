@@ -145,7 +145,7 @@ class Simulated:
             self.operations += 1
             clock.jump(self.scene.latency_s)
 
-    def start(self, task_id: str, shape: Shape, grants: Grants) -> Started:
+    def start(self, task_id: str, shape: Shape, grants: Grants, read: object = None) -> Started:
         """Begin a task that lasts as long as it says."""
         lasts = random.Random(task_id).uniform(1 - self.scene.spread, 1 + self.scene.spread)
         lasts *= shape.time_s or LASTS_S

@@ -30,6 +30,8 @@ FEW = 4  # ended tasks: to look under each is as cheap as to list who is waited 
 HOPS = 1_000_000  # a bound where two owners could chase each other; a child of N parents needs N
 Tell = Callable[[str, str], bool]
 """Claim, by its path and id, a child whose move needs a line; whether it was moved on."""
+Take = Callable[[str, str, Lookup], Place | None]
+"""Claim a child, by its path and id, for one who may run it: where it then is, if it moved."""
 
 
 # -- moments -------------------------------------------------------------------------------------
@@ -84,16 +86,17 @@ def children(
     ended: Iterable[str],
     kin: Lookup | None = None,
     drop: Callable[[str], object] = files.remove_folder,
+    take: Take | None = None,
 ) -> Iterator[Place]:
     """Move on all that waits under tasks that have ended; where each went, one by one.
 
-    `drop` is called with each folder that they have left.
+    `drop` is called with each folder that they have left; `take` is asked first for each child.
     """
     left = deque(ended)
     kin = Lookup(me.tree) if kin is None else kin
     while left:
         parent, tell = left.popleft(), _teller(me, kin)
-        for name, place in _children_of(me.tree, parent, tell, kin, drop):
+        for name, place in _children_of(me.tree, parent, tell, kin, drop, take):
             yield place
             if place.state in FINAL:  # it failed with its parent, and so may its own children
                 left.append(name)
@@ -167,11 +170,17 @@ def _children_of(
     tell: Tell,
     kin: Lookup,
     drop: Callable[[str], object] = files.remove_folder,
+    take: Take | None = None,
 ) -> Iterator[tuple[str, Place]]:
     folder = tree.group(State.WAITING, parent)
     found = files.names(folder)
     for name in found:
-        if (place := _move_on(tree, parent, name, tell, kin)) is not None:
+        place = take(f"{folder}/{name}", name, kin) if take else None
+        if place is None:
+            place = _move_on(tree, parent, name, tell, kin)
+        elif layout.is_parent_group(place.state, place.group):
+            place = _move_on(tree, place.group, name, tell) or place  # it may have ended meanwhile
+        if place is not None:
             yield name, place
     if found:
         drop(folder)

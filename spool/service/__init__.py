@@ -1,1 +1,1 @@
-"""The service: it sizes allocations to the backlog and asks the batch system for them."""
+"""service - sizes allocations to the backlog and asks the batch system for them."""

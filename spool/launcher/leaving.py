@@ -1,0 +1,41 @@
+"""leaving - when a launcher that runs nothing may go.
+
+Never  lets it go while an end is unwritten, another's death is undecided or work may still come.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from spool.launcher import clock
+from spool.queue import advance
+
+if TYPE_CHECKING:
+    from spool.launcher.loop import Launcher
+
+DOOR_S = 2.0  # beyond the quiet that an arrival needs
+
+
+def may_leave(launcher: Launcher) -> bool:
+    """Whether to go, now that nothing runs."""
+    if launcher.hands.lent or launcher.staging.keeps():
+        return False
+    if launcher.crew.ended:  # unwritten, for the disk is full: a taker knows them as interrupted
+        return launcher.interrupting and clock.now() < launcher.paused_until
+    if launcher.draining:
+        return True
+    if not (launcher.batch.empty and launcher.heirs.empty and launcher.nothing_to_claim):
+        return False
+    if launcher.wishes.hand_of:
+        idle_s = clock.now() - launcher.busy_at
+        return not (launcher.heirs.tarry(idle_s) or launcher.new_lanes())
+    if launcher.chores.busy or not launcher.lookout.settled or launcher.wishes.idle_s is None:
+        return False
+    leave_at = launcher.busy_at + launcher.wishes.idle_s
+    due = advance.next_due(launcher.tree)
+    if due is not None and clock.now() + due - time.time() <= leave_at:
+        return False
+    if launcher.lookout.door.under_way:
+        leave_at = max(leave_at, launcher.busy_at + launcher.settings.door_quiet_s + DOOR_S)
+    return not (clock.now() < leave_at or advance.catch_up(launcher.owner) or launcher.new_lanes())

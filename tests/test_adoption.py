@@ -1,0 +1,142 @@
+"""Children claimed where they wait: only what may run here, and nothing before what goes first."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import crashing
+import pytest
+from conftest import eventually, make_tree, where
+from crashing import Tell, killed_at_each_call, many, one, run_launcher, words_of
+
+from spool.queue import files, history, layout, tasks
+from spool.queue.layout import Tree
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    with crashing.memory_folder() as folder:
+        yield folder
+
+
+@pytest.fixture(autouse=True)
+def _no_process_stays(tree: Tree) -> Iterator[None]:
+    yield
+    crashing.kill_children()
+    eventually(lambda: not crashing.processes_of(tree), "guards and orphans gone")
+
+
+def moves(tree: Tree, **wishes: Any) -> Counter[str]:
+    """The moves of tasks that a launcher makes until it is idle, as FROM-TO by states."""
+
+    def work(tell: Tell) -> None:
+        def note(when: str, operation: str, arguments: tuple[Any, ...]) -> None:
+            if when == "after" and operation == "rename":
+                states = [os.path.relpath(path, tree.root).split("/")[0] for path in arguments[:2]]
+                tell("-".join(states))
+
+        files.watch(note)
+        run_launcher(tree, **wishes)
+
+    return Counter(crashing.in_child(work))
+
+
+def start_of(tree: Tree, task: str) -> str:
+    """When a task was started, by its history."""
+    spot = tasks.find(tree, task)
+    assert spot is not None
+    raw = files.read(f"{spot.path(tree)}/{layout.HISTORY}") or b""
+    return next(str(event["time"]) for event in history.events(raw) if event["what"] == "start")
+
+
+def test_a_chain_goes_from_waiting_to_running(tree: Tree) -> None:
+    """What spares each link a move, a listing and a reading."""
+    last = one(tree, name="link")
+    for _ in range(9):
+        last = one(tree, name="link", after=[last])
+    seen = moves(tree)
+    assert seen["WAITING-RUNNING"] == 9 and seen["READY-RUNNING"] == 1
+    assert seen["WAITING-READY"] == 0 and seen["RUNNING-FINISHED"] == 10
+    assert words_of(tree, last) == ["start", "exit"]
+
+
+def test_what_has_another_parent_still_waits_for_it(tree: Tree) -> None:
+    slow = one(tree, ["sleep", "0.5"])
+    child = one(tree, after=[one(tree), slow, one(tree)])
+    seen = moves(tree, cores=2)
+    assert where(tree, child).startswith("FINISHED/")
+    assert words_of(tree, child) == ["start", "exit"]
+    assert seen["RUNNING-FINISHED"] == 4
+
+
+@pytest.mark.parametrize(
+    ("keys", "wishes"),
+    [
+        ({"requires": ["gpu-x"]}, {}),
+        ({"cores_per_rank": 2}, {}),
+        ({"workflow": "other"}, {"workflow": "this"}),
+        ({"tags": ["other"]}, {"tags": ("this",)}),
+        ({"time_estimate": "2h"}, {"time_limit_s": 600.0}),
+        ({"nodes": 2}, {}),
+    ],
+    ids=lambda value: next(iter(value), "any") if isinstance(value, dict) else "",
+)
+def test_a_child_that_is_not_for_this_launcher_goes_to_ready(
+    tree: Tree, keys: dict[str, Any], wishes: dict[str, Any]
+) -> None:
+    parent = one(tree, workflow="this", tags=["this"])
+    child = one(tree, after=[parent], **{"workflow": "this", "tags": ["this"], **keys})
+    crashing.in_child(lambda tell: run_launcher(tree, **wishes))
+    assert where(tree, child).startswith("READY/") and words_of(tree, child) == []
+
+
+def test_a_child_does_not_go_before_what_is_more_urgent(tree: Tree) -> None:
+    child = one(tree, name="child", after=[one(tree, priority=9)])
+    urgent = many(tree, 20, name="urgent", priority=5)
+    crashing.in_child(lambda tell: run_launcher(tree))
+    begun = {task: start_of(tree, task) for task in [child, *urgent]}
+    assert begun[child] > max(begun[task] for task in urgent)
+
+
+def test_a_child_of_a_failed_parent_is_not_run(tree: Tree) -> None:
+    child = one(tree, after=[one(tree, "false")])
+    last = one(tree, after=[one(tree, "false")], on_parent_failure="run")
+    fails = one(tree, after=[one(tree, "false")], on_parent_failure="fail")
+    crashing.in_child(lambda tell: run_launcher(tree))
+    assert where(tree, child).startswith("WAITING/")
+    assert where(tree, last).startswith("FINISHED/")
+    assert where(tree, fails).startswith("FAILED/")
+
+
+def test_a_fan_out_is_not_all_kept_by_one(tree: Tree) -> None:
+    """One that runs long tasks leaves to others what it cannot start soon."""
+    parent = one(tree)
+    children = [one(tree, ["sleep", "0.3"], after=[parent]) for _ in range(6)]
+    seen = moves(tree)
+    assert all(where(tree, child).startswith("FINISHED/") for child in children)
+    assert seen["WAITING-READY"] >= 4
+
+
+def test_a_launcher_killed_anywhere_while_it_adopts_loses_and_repeats_nothing(
+    tmp_path: Path,
+) -> None:
+    trees: list[tuple[Tree, list[str]]] = []
+
+    def prepare() -> Any:
+        tree = make_tree(tmp_path / f"spool{len(trees)}")
+        first = one(tree)
+        second = one(tree, after=[first])
+        trees.append((tree, [first, second, one(tree, after=[second])]))
+        return lambda tell: run_launcher(tree)
+
+    for point, _ in killed_at_each_call(prepare, stride=11):
+        tree, ids = trees[-1]
+        crashing.drained(tree, cores=1)
+        for task in ids:
+            assert where(tree, task).startswith("FINISHED/"), (point, task)
+            told = words_of(tree, task)
+            assert told.count("start") == 1 + told.count("lost"), (point, told)
