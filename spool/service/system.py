@@ -8,7 +8,13 @@ Fails  Declined: the batch system says no to this request. Unreachable: it gives
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Protocol
 
 import msgspec
@@ -31,6 +37,15 @@ class Declined(SpoolError):
 
 class Unreachable(SpoolError):
     """No usable answer: neither yes nor no. What was asked may or may not have happened."""
+
+
+ANSWER_LIMIT_S = 30.0
+LINGER_S = 2.0
+LONGEST_WORD = 300  # of a batch system's message
+MOST_IDS = 500  # on one command line
+C_LOCALE: Mapping[str, str] = {"LC_ALL": "C"}  # of commands whose answers we read
+UNBOUNDED_S = 365 * 86400.0
+"""Where a queue has no limit of time: a year."""
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
@@ -111,3 +126,133 @@ class BatchSystem(Protocol):
         Raises Declined.
         """
         ...
+
+
+# -- one command ---------------------------------------------------------------------------------
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What a command left: its exit code and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+    def word(self) -> str:
+        """What it has to say about a failure, in one line."""
+        said = " ".join((self.err.strip() or self.out.strip() or f"exit code {self.code}").split())
+        return said if len(said) <= LONGEST_WORD else f"{said[: LONGEST_WORD - 3]}..."
+
+
+Causes = Sequence[tuple[str, str]]
+"""(cause, pattern) in order: the first pattern found in a refusal names its cause."""
+
+
+def ask(
+    command: Sequence[str],
+    *,
+    without: str = "",
+    more: Mapping[str, str] = C_LOCALE,
+    stdin: str = os.devnull,
+    limit_s: float = ANSWER_LIMIT_S,
+) -> Answer:
+    """Run one command to its end; raises Unreachable where it cannot be had or takes too long.
+
+    `without` is a pattern: variables whose names it matches are kept from the command, as they
+    would change what it answers; `more` is added: a submission, whose variables the job inherits,
+    leaves the C locale away. Its own session shields the command from our terminal's signals, and
+    lets it be killed with all that it started.
+    """
+    try:
+        with open(stdin, "rb") as given:
+            asked = subprocess.Popen(
+                command,
+                stdin=given,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+                env=_environment(without, more),
+            )
+    except (OSError, ValueError) as fault:
+        why = fault.strerror if isinstance(fault, OSError) else str(fault)
+        raise Unreachable(f"{command[0]} cannot be run: {why}") from None
+    try:
+        out, err = asked.communicate(timeout=limit_s)
+    except subprocess.TimeoutExpired:
+        _end(asked)
+        raise Unreachable(f"{command[0]} gave no answer within {limit_s:g} s") from None
+    return Answer(asked.returncode, out.decode(errors="replace"), err.decode(errors="replace"))
+
+
+def _environment(without: str, more: Mapping[str, str]) -> dict[str, str]:
+    kept = {
+        name: text
+        for name, text in os.environ.items()
+        if not without or not re.fullmatch(without, name)
+    }
+    return {**kept, **more}
+
+
+def _end(asked: subprocess.Popen[bytes]) -> None:
+    """Kill a command and all of its session that stayed in its group; never wait for long."""
+    with suppress(ProcessLookupError):
+        os.killpg(asked.pid, signal.SIGKILL)
+    # What sits in a dead file server's queue cannot be killed: then it is left behind.
+    with suppress(subprocess.TimeoutExpired):
+        asked.wait(LINGER_S)
+    for pipe in (asked.stdout, asked.stderr):
+        if pipe is not None:
+            pipe.close()
+
+
+def judged(answer: Answer, causes: Causes, down: str) -> None:
+    """Raise what a failed command means: Unreachable where `down` is found in it, else Declined."""
+    if answer.code == 0:
+        return
+    said = f"{answer.err}\n{answer.out}"
+    if re.search(down, said, re.IGNORECASE):
+        raise Unreachable(answer.word())
+    found = (cause for cause, pattern in causes if re.search(pattern, said, re.IGNORECASE))
+    raise Declined(next(found, "other"), answer.word())
+
+
+def usable(answer: Answer, harmless: str = "(?!)") -> str:
+    """What a query printed; raises Unreachable where it failed, but for `harmless` complaints."""
+    if answer.code and not re.search(harmless, f"{answer.err}\n{answer.out}", re.IGNORECASE):
+        raise Unreachable(answer.word())
+    return answer.out
+
+
+def printed_id(out: str, pattern: str, command: str) -> str:
+    """The id that a submission printed, its pattern's group; the last where several lines match.
+
+    Raises Unreachable where there is none: something may have been submitted.
+    """
+    found = re.findall(pattern, out, re.MULTILINE)
+    if not found:
+        raise Unreachable(f"{command} printed no job id, but {shown_line(out)}")
+    return str(found[-1])
+
+
+def shown_line(text: str) -> str:
+    """Text of any length as a message shows it."""
+    line = " ".join(text.split())
+    return repr(line if len(line) <= 80 else f"{line[:77]}...")
+
+
+def meant(reason: str, meanings: Mapping[str, str]) -> str:
+    """A reason in the batch system's words, with what it means where that is known."""
+    words = reason.strip().strip("()")
+    meaning = next((what for start, what in meanings.items() if re.match(start, words)), "")
+    return f"{words}: {meaning}" if words and meaning else words
+
+
+def clock(seconds: float) -> str:
+    """A walltime as HH:MM:SS, the hours without limit."""
+    whole = math.ceil(seconds)
+    return f"{whole // 3600:02d}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+
+
+def portions(ids: Sequence[str]) -> list[list[str]]:
+    """Ids in portions that fit on a command line."""
+    return [list(ids[start : start + MOST_IDS]) for start in range(0, len(ids), MOST_IDS)]
