@@ -104,13 +104,17 @@ def kill_task(task_id: str) -> bool:
     return _kill_all(lambda: _carrying({TASK.encode(): task_id.encode()}), KILL_WAIT_S)
 
 
+def carrying(marks: Collection[str]) -> list[int]:
+    """The living processes, but this one, that carry any of these marks, NAME=VALUE each."""
+    return _carrying_any(frozenset(mark.encode() for mark in marks))
+
+
 def sweep(marks: Collection[str], quiet_s: float = QUIET_S) -> bool:
     """SIGKILL all that carry any of these marks, NAME=VALUE each, until none was seen for a while.
 
     False as of `kill_marked`.
     """
-    wanted = frozenset(mark.encode() for mark in marks)
-    return _kill_all(lambda: _carrying_any(wanted), KILL_WAIT_S, quiet_s)
+    return _kill_all(lambda: carrying(marks), KILL_WAIT_S, quiet_s)
 
 
 def _kill_all(listed: Callable[[], list[int]], wait_s: float, quiet_s: float = 0.0) -> bool:

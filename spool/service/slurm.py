@@ -109,7 +109,7 @@ MEANINGS = {
     "Licenses": "it waits for a licence",
     "launch failed": "it could not be started and is held",
 }
-_FIELDS = "%i|%T|%D|%L|%M|%P|%R|%N|%j"
+_FIELDS = "%i|%T|%D|%L|%M|%P|%R|%N|%j"  # the name last: others' may hold anything
 _ACCOUNT_FIELDS = "JobIDRaw,State,NNodes,ElapsedRaw,Partition,NodeList,JobName"
 
 
@@ -297,7 +297,7 @@ def _job(cells: list[str]) -> Job:
         queue=queue,
         nodes=int(nodes) if nodes.isdecimal() else 0,
         left_s=None if queued or state == "ended" else _seconds(left),
-        why=meant(reason, MEANINGS) if queued else "",
+        why=meant(reason, MEANINGS) if queued and reason != "None" else "",
         outcome=outcome,
         used_s=None if queued else _seconds(used),
         hosts=hosts,

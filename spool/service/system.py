@@ -43,6 +43,10 @@ ANSWER_LIMIT_S = 30.0
 LINGER_S = 2.0
 LONGEST_WORD = 300  # of a batch system's message
 MOST_IDS = 500  # on one command line
+MARK = "SPOOL_LOCAL_JOB"
+"""The environment variable that every process of a local allocation carries."""
+FOREIGN = rf"SPOOL_(LAUNCHER|NODE|TASK|MINDER|ALLOCATION)|{MARK}"
+"""Marks by which we would be killed with another's tasks: no job of ours inherits them."""
 C_LOCALE: Mapping[str, str] = {"LC_ALL": "C"}  # of commands whose answers we read
 UNBOUNDED_S = 365 * 86400.0
 """Where a queue has no limit of time: a year."""
@@ -185,11 +189,8 @@ def ask(
 
 
 def _environment(without: str, more: Mapping[str, str]) -> dict[str, str]:
-    kept = {
-        name: text
-        for name, text in os.environ.items()
-        if not without or not re.fullmatch(without, name)
-    }
+    foreign = re.compile(f"{FOREIGN}|{without}")
+    kept = {name: text for name, text in os.environ.items() if not foreign.fullmatch(name)}
     return {**kept, **more}
 
 
