@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from spool.launcher import hosts
 from spool.launcher.claims import Ask, Claims, ask_system, job_id, lines, node_file
 from spool.launcher.hosts import Slots
+from spool.queue import allocations
 from spool.units import duration, shown
 
 _SYSTEMS = {
@@ -62,6 +63,12 @@ def find(
         if believed:
             return replace(found, complaints=tuple(complaints))
     return Allocation("", complaints=tuple(complaints))
+
+
+def named() -> dict[str, str]:
+    """What a record says of the allocation that the service asked for, if we run in one."""
+    name = os.environ.get(allocations.VARIABLE, "")
+    return {"allocation_name": name} if allocations.is_name(name) else {}
 
 
 def _named(environment: Mapping[str, str]) -> list[str]:

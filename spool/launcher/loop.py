@@ -24,7 +24,7 @@ from typing import Any
 from spool import config, units
 from spool.config import Settings
 from spool.errors import FileSystemFault, LeaseLost, SpoolError
-from spool.launcher import answers, clock, stopping
+from spool.launcher import allocation, answers, clock, stopping
 from spool.launcher.adoption import Adoption
 from spool.launcher.batch import WAKE, Batch
 from spool.launcher.book import Book
@@ -35,7 +35,6 @@ from spool.launcher.gate import Gate
 from spool.launcher.hands import Hands
 from spool.launcher.heirs import POLL_S, Heirs
 from spool.launcher.leaving import may_leave
-from spool.launcher.lookout import Lookout
 from spool.launcher.picker import Held, Picker, Wishes
 from spool.launcher.places import Places
 from spool.launcher.staging import Staging
@@ -43,6 +42,7 @@ from spool.queue import claim, files, layout, watch
 from spool.queue.claim import Claimer
 from spool.queue.journal import Journal
 from spool.queue.layout import Tree
+from spool.queue.lookout import Lookout
 from spool.queue.owner import Owner
 from spool.queue.shape import Shape
 from spool.queue.tasks import Task
@@ -140,7 +140,7 @@ class Launcher:
             ours = self.crew.children.ours
             self.places.left = self.field.leftovers(self.owner, ours, self.log)
         clear = self.places.left.clear if self.places.left else None
-        self.lookout = Lookout(self.owner, self.trusted, self.log, clear)
+        self.lookout = Lookout(self.owner, self.trusted, self.log, allocation.is_over, clear)
         self.chores = Chore(self.lookout.look, WAKE)
         self.slice = SLICE if len(self.field.nodes) == 1 else SLICE_FAR
         self._note("opened")
@@ -148,6 +148,7 @@ class Launcher:
     def _record(self) -> dict[str, Any]:
         return {
             **self.field.told(),
+            **allocation.named(),
             "features": sorted(self.wishes.features),
             "hand_of": self.wishes.hand_of,
             "ends": clock.epoch() + self.wishes.time_limit_s if self.ends_at else None,
@@ -395,6 +396,7 @@ class Launcher:
         self.tick_at = now + TICK_S
         if self.ends_at and not self.interrupting:
             self._mind_the_time(now)
+        self.owner.busy = 1 - self.book.free / max(1, self.book.cores)
         self.owner.beat_if_due()
         self.crew.beat()
         self.places.beat(now, self.log)

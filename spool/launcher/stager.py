@@ -24,7 +24,7 @@ from typing import Any
 from spool import config, units
 from spool.config import Settings
 from spool.errors import FileSystemFault, LeaseLost, ManifestError, SpoolError
-from spool.launcher import asked, clock, ending, hooks, inputs, run
+from spool.launcher import allocation, asked, clock, ending, hooks, inputs, run
 from spool.launcher.batch import WAKE, Batch
 from spool.launcher.children import Children, become_subreaper
 from spool.launcher.chore import Chore
@@ -32,7 +32,6 @@ from spool.launcher.gate import Gate
 from spool.launcher.guard import Guard
 from spool.launcher.heirs import Heirs
 from spool.launcher.hooks import Step, Work
-from spool.launcher.lookout import Lookout
 from spool.launcher.picker import Wishes
 from spool.launcher.run import Running
 from spool.launcher.spawner import Order, Spawner
@@ -42,6 +41,7 @@ from spool.queue import shape as shapes
 from spool.queue.claim import Claimer
 from spool.queue.journal import Journal
 from spool.queue.layout import State, Tree
+from spool.queue.lookout import Lookout
 from spool.queue.owner import Owner
 from spool.queue.shape import Shape
 
@@ -91,14 +91,15 @@ class Stager:
     def _open(self) -> None:
         become_subreaper()
         dead_s, at_once = self.settings.lease_dead_s, self.settings.staging_at_once
-        record = {"hand_of": self.wishes.hand_of, "at_once": at_once, "dead_s": dead_s}
+        record: dict[str, Any] = {"hand_of": self.wishes.hand_of, "at_once": at_once, "dead_s": dead_s}
+        record |= allocation.named()
         self.owner = Owner.start(self.tree, self.settings, "stager", **record)
         self.children = Children()
         self.guard = self._new_guard()
         self.claimer = Claimer(self.owner)
         self.gate = Gate(self.owner, self.wishes.tags, ["local"])
         self.gate.tokens.limits = ()  # those are for tasks that run
-        self.lookout = Lookout(self.owner, self.trusted, self.log)
+        self.lookout = Lookout(self.owner, self.trusted, self.log, allocation.is_over)
         self.chores = Chore(self.lookout.look, WAKE)
         self.batch = Batch(self.owner, self.settings.launcher_sync)
         self.heirs = Heirs(self.owner)

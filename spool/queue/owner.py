@@ -53,6 +53,7 @@ class Owner:
         self.record = record
         self.claims = tree.group(State.RUNNING, name)
         self.beats = 0
+        self.busy: float | None = None  # the share of our cores that run tasks; for the service
         self.last_beat = time.monotonic()
 
     @classmethod
@@ -149,7 +150,8 @@ class Owner:
         return files.names(self.tree.owner(self.name, layout.INBOX))
 
     def _token(self) -> bytes:
-        return b"%012d %s\n" % (self.beats, os.urandom(4).hex().encode())
+        busy = "" if self.busy is None else f" {self.busy:.3f}"
+        return f"{self.beats:012d} {os.urandom(4).hex()}{busy}\n".encode()
 
 
 def encoded(record: dict[str, Any]) -> bytes:
@@ -165,6 +167,15 @@ def read_record(tree: Tree, owner: str) -> dict[str, Any]:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return {}
     return record if isinstance(record, dict) else {}
+
+
+def read_busy(tree: Tree, owner: str) -> float | None:
+    """The share of its cores that an owner last told to run tasks, 0 to 1; None if it tells not."""
+    words = (files.read(tree.owner(owner, layout.HEARTBEAT), 256) or b"").split()
+    try:
+        return min(1.0, max(0.0, float(words[2])))
+    except (IndexError, ValueError):
+        return None
 
 
 def user_name() -> str:

@@ -28,6 +28,7 @@ from spool.errors import FileSystemFault
 from spool.queue import (
     admit,
     advance,
+    allocations,
     claim,
     faults,
     files,
@@ -75,7 +76,7 @@ class Observer:
 
     over(system, job) is the batch system's word on whether an allocation has ended; clear(name)
     sweeps the nodes of our own allocation bit by bit, and is true once nothing of that owner is
-    left there.
+    left there. everyone: none is left to another owner that watches too.
     """
 
     def __init__(
@@ -84,11 +85,13 @@ class Observer:
         clock: Callable[[], float] = time.monotonic,
         over: Callable[[str, str], bool | None] | None = None,
         clear: Callable[[str], bool] | None = None,
+        *,
+        everyone: bool = False,
     ) -> None:
         self.me = me
         self.tree = me.tree
         self.clock = clock
-        self.over, self.clear = over, clear
+        self.over, self.clear, self.everyone = over, clear, everyone
         self.words: dict[tuple[str, str], bool | None] = {}
         self.asked: dict[tuple[str, str], float] = {}
         self.place = owner.here()
@@ -108,11 +111,14 @@ class Observer:
                 dead.append(group)
             elif verdict is Verdict.UNDECIDED:
                 undecided = True
-            elif verdict is Verdict.ALIVE and self._watches_others(holder(group)):
+            elif verdict is Verdict.ALIVE and self._is_enough(holder(group)):
                 break
         return dead, undecided
 
-    def _watches_others(self, name: str) -> bool:
+    def _is_enough(self, name: str) -> bool:
+        """Whether this owner lives and watches those behind it."""
+        if self.everyone:
+            return False
         record = owner.read_record(self.tree, name)
         return record.get("kind") == "launcher" and not record.get("hand_of")
 
@@ -167,6 +173,8 @@ class Observer:
 
     def _word(self, record: dict[str, Any]) -> bool | None:
         """What the batch system says of that; None: it cannot be asked, or does not know."""
+        if (seen := allocations.is_over(self.tree, record)) is not None:
+            return seen
         told = record.get("allocation")
         if self.over is None or not isinstance(told, dict):
             return None
@@ -285,7 +293,8 @@ class Ending:
 
     @classmethod
     def of(cls, tree: Tree, dead: str, last: str) -> Ending:
-        """interrupted where its end was announced (it said so, or its time was up), else lost.
+        """interrupted where its end was announced (it said so, its time was up, the batch system
+        stopped its allocation), else lost.
 
         Requests were put to whoever held its tasks: itself, or `last`, a taker.
         """
@@ -293,7 +302,8 @@ class Ending:
         ends = record.get("ends")
         expected = isinstance(ends, (int, float)) and time.time() >= ends
         inboxes = (files.names(tree.owner(name, layout.INBOX)) for name in {dead, last})
-        what = "interrupted" if record.get("ended") or expected else "lost"
+        stopped = record.get("ended") or expected or allocations.was_stopped(tree, record)
+        what = "interrupted" if stopped else "lost"
         seen = files.modified(tree.owner(dead, layout.HEARTBEAT)) or time.time()
         requests = frozenset(chain(*inboxes))
         return cls(what, dead, last, requests, min(seen, time.time()))

@@ -1,7 +1,7 @@
-"""lookout - what a launcher looks for beside its loop: arrivals, moments that come, dead owners.
+"""lookout - what launchers and the service look for: arrivals, moments that come, dead owners.
 
 Owns   how often each is looked for.
-Never  runs on the loop's thread: hashing a large input may take its time.
+Never  is called by a loop that starts tasks: hashing a large input may take its time.
 """
 
 from __future__ import annotations
@@ -9,19 +9,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from spool.launcher import allocation
 from spool.queue import advance, files, takeover
 from spool.queue.admit import Door
 from spool.queue.owner import Owner
 
 WATCH_EVERY_S, SWEEP_EVERY_S = 2.0, 60.0
+Over = Callable[[str, str], bool | None]
 
 
 class Lookout:
     """Looks around once for each call of `look`.
 
     looked says that it did so at least once; undecided that some silent owner may be dead or not.
-    clear is Leftovers', for owners of our allocation.
+    over is a batch system's word on an allocation; clear is Leftovers', for owners of our own;
+    everyone: look at all owners, not up to the next living launcher only.
     """
 
     def __init__(
@@ -29,11 +30,14 @@ class Lookout:
         owner: Owner,
         trusted: frozenset[int],
         log: Callable[[str], None],
+        over: Over | None = None,
         clear: Callable[[str], bool] | None = None,
+        *,
+        everyone: bool = False,
     ) -> None:
         self.owner, self.trusted, self.log = owner, trusted, log
         self.door = Door(owner, trusted)
-        self.observer = takeover.Observer(owner, over=allocation.is_over, clear=clear)
+        self.observer = takeover.Observer(owner, over=over, clear=clear, everyone=everyone)
         self.looked = self.undecided = False
         self._watched_at = self._swept_at = 0.0
         self.sweep = advance.Sweep(owner)

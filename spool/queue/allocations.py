@@ -1,0 +1,258 @@
+"""allocations - allocations/NAME/: what was asked of a batch system, and what became of it.
+
+Owns   the files of an allocation's folder, their fields, the ledger of those that are over.
+Never  asks a batch system anything.
+
+request.json  what was asked, by whom and why; written once, before the batch system is asked
+script        the job script, as it was submitted; output: what it printed
+state         where it stands now; only the service writes it (or whoever submitted it, once)
+cancel        somebody wants its end
+ledger.jsonl  in allocations/: a line for each that is over, so that these need not be read again
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from spool import units
+from spool.queue import files, layout
+from spool.queue.layout import Tree
+
+REQUEST, SCRIPT, OUTPUT, STATE, CANCEL = "request.json", "script", "output", "state", "cancel"
+LEDGER = "ledger.jsonl"
+VARIABLE = "SPOOL_ALLOCATION"
+"""The environment variable by which a launcher knows in which allocation it runs."""
+ASKED, QUEUED, RUNNING, ENDING, ENDED = "asked", "queued", "running", "ending", "ended"
+STOPPED = ("timeout", "preempted", "cancelled")
+"""Outcomes by which the batch system itself ended what ran: tasks were interrupted, not lost."""
+NEVER = "never"  # the batch system knows nothing of it: it was not submitted
+_NAME = re.compile(r"sp-[a-z0-9]{4}-[a-z0-9]{5}").fullmatch
+
+
+class Asked(msgspec.Struct, kw_only=True, frozen=True):
+    """What was asked for; times in seconds. launcher is its options, mode and selection."""
+
+    name: str
+    system: str
+    queue: str
+    nodes: int
+    walltime_s: float
+    time: str
+    account: str = ""
+    by: str = ""
+    why: str = ""
+    launcher: tuple[str, ...] = ()
+    selects: str = ""  # the tasks it is for, in words; "" all
+    cost: float = 1.0
+    cores: int = 0  # of a node, where known
+
+
+class Standing(msgspec.Struct, kw_only=True):
+    """Where an allocation stands; durations in seconds, as they add up from look to look.
+
+    looked is the moment of the last look (epoch seconds); missing counts looks in a row at which
+    the batch system did not know it, missing_s for how long that has lasted.
+    """
+
+    state: str = ASKED
+    job: str = ""
+    outcome: str = ""
+    why: str = ""
+    hosts: str = ""
+    looked: float = 0.0
+    waited_s: float = 0.0
+    ran_s: float = 0.0
+    left_s: float | None = None
+    unneeded_s: float = 0.0
+    missing: int = 0
+    missing_s: float = 0.0
+    started: str = ""
+    ended: str = ""
+    withdrawn: str = ""  # why we asked for its end; "" we did not
+
+
+class Closed(msgspec.Struct, kw_only=True, frozen=True):
+    """A line of the ledger. busy_core_s are those of tasks that ended well, wasted_core_s of
+    attempts that did not; granted_core_s is 0 where a node's cores were never known."""
+
+    name: str
+    queue: str
+    nodes: int
+    outcome: str
+    ended: str
+    waited_s: float
+    ran_s: float
+    charged_node_s: float
+    tasks: int = 0
+    failed: int = 0
+    granted_core_s: float = 0.0
+    busy_core_s: float = 0.0
+    wasted_core_s: float = 0.0
+    why: str = ""
+
+    @property
+    def utilisation(self) -> float:
+        """The share of the granted cores' time in which tasks ran, 0 to 1."""
+        used = self.busy_core_s + self.wasted_core_s
+        return min(1.0, used / self.granted_core_s) if self.granted_core_s else 0.0
+
+
+class Allocation(msgspec.Struct):
+    """One allocation as its folder tells of it."""
+
+    asked: Asked
+    standing: Standing
+
+    @property
+    def live(self) -> bool:
+        """Whether it waits or runs, or may do so."""
+        return self.standing.state != ENDED
+
+
+def prefix(tree: Tree) -> str:
+    """What the names of this spool's allocations begin with, so that one question finds all."""
+    return f"sp-{_base36(zlib.crc32(os.path.realpath(tree.root).encode()), 4)}-"
+
+
+def new_name(tree: Tree) -> str:
+    """A fresh name; at most 15 characters, as some batch systems want it."""
+    return f"{prefix(tree)}{layout.random_tails(1)[0][:5]}"
+
+
+def is_name(text: str) -> bool:
+    """Whether this may be an allocation's name."""
+    return _NAME(text) is not None
+
+
+def _base36(number: int, digits: int) -> str:
+    letters = []
+    for _ in range(digits):
+        number, digit = divmod(number, 36)
+        letters.append(layout.DIGITS[digit])
+    return "".join(letters)
+
+
+def path(tree: Tree, name: str, file: str = "") -> str:
+    """An allocation's folder, or a file in it."""
+    base = f"{tree.folder('allocations')}/{name}"
+    return f"{base}/{file}" if file else base
+
+
+def make(tree: Tree, asked: Asked, script: str) -> None:
+    """Write down what is about to be asked for, durably: it may be submitted then.
+
+    Raises DiskFull, OSError: it must not be submitted.
+    """
+    files.make_folder(tree.folder("allocations"))
+    folder = path(tree, asked.name)
+    files.new_folder(folder)
+    files.write_new(f"{folder}/{SCRIPT}", script.encode(), mode=0o777)
+    write(tree, asked.name, Standing())
+    files.write_new(f"{folder}/{REQUEST}", _pretty(asked), sync=True)
+    files.sync(folder)
+    files.sync(tree.folder("allocations"))
+
+
+def write(tree: Tree, name: str, standing: Standing) -> None:
+    """Put down where an allocation stands."""
+    files.replace(path(tree, name, STATE), _pretty(standing))
+
+
+def _pretty(what: Any) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(what), indent=1) + b"\n"
+
+
+def read(tree: Tree, name: str) -> Allocation | None:
+    """An allocation; None if there is none of that name, or it was never made whole."""
+    asked = _decoded(path(tree, name, REQUEST), Asked)
+    if asked is None:
+        return None
+    return Allocation(asked, standing(tree, name))
+
+
+def standing(tree: Tree, name: str) -> Standing:
+    """Where an allocation stands; as just asked for if its file is missing or damaged."""
+    return _decoded(path(tree, name, STATE), Standing) or Standing()
+
+
+def _decoded(where: str, kind: type[Any]) -> Any:
+    raw = files.read(where, 1 << 20)
+    try:
+        return msgspec.json.decode(raw, type=kind) if raw else None
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def names(tree: Tree) -> list[str]:
+    """All allocations there are, oldest last in no order that matters."""
+    return [name for name in files.names(tree.folder("allocations")) if is_name(name)]
+
+
+def live(tree: Tree) -> Iterator[Allocation]:
+    """Those that the ledger does not close."""
+    closed = {line.name for line in ledger(tree)}
+    for name in sorted(names(tree)):
+        if name not in closed and (found := read(tree, name)) is not None:
+            yield found
+
+
+# -- the ledger ----------------------------------------------------------------------------------
+
+
+def close(tree: Tree, line: Closed) -> None:
+    """Add a line to the ledger."""
+    where = path(tree, LEDGER)
+    files.append(where, msgspec.json.encode(line) + b"\n")
+    files.sync(where)
+
+
+def ledger(tree: Tree) -> list[Closed]:
+    """What is over, each once; torn and damaged lines are passed over."""
+    raw = files.read(path(tree, LEDGER)) or b""
+    found: dict[str, Closed] = {}
+    for line in raw.splitlines():
+        try:
+            one = msgspec.json.decode(line, type=Closed)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            continue
+        found.setdefault(one.name, one)
+    return list(found.values())
+
+
+# -- evidence for others -------------------------------------------------------------------------
+
+
+def of_owner(record: dict[str, Any]) -> str:
+    """The allocation a launcher's record says it ran in; "" for none of ours."""
+    name = record.get("allocation_name")
+    return name if isinstance(name, str) and is_name(name) else ""
+
+
+def is_over(tree: Tree, record: dict[str, Any]) -> bool | None:
+    """Whether the service has seen the end of an owner's allocation; None: it knows none."""
+    if not (name := of_owner(record)):
+        return None
+    return True if standing(tree, name).state == ENDED else None
+
+
+def was_stopped(tree: Tree, record: dict[str, Any]) -> bool:
+    """Whether the batch system ended an owner's allocation: by walltime, preemption, a cancel."""
+    name = of_owner(record)
+    if not name:
+        return False
+    seen = standing(tree, name)
+    return seen.state == ENDED and seen.outcome in STOPPED
+
+
+def age_s(stamp: str, now: float) -> float:
+    """Seconds since a stamp, never less than 0."""
+    try:
+        return max(0.0, now - units.read_stamp(stamp))
+    except ValueError:
+        return 0.0
