@@ -56,6 +56,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     min_utilisation: float = 0.5  # a node is asked for only if it would be busy at least so much
     queue_wait_s: float = 86400.0  # our own allocation that waited longer is withdrawn
     settle_s: float = 60.0  # unneeded for so long before a queued allocation is withdrawn
+    within_s: float = 3600.0  # so soon after a start all work is to have begun that nodes allow
+    patience_s: float = 3600.0  # so long may work wait for company where it alone would waste nodes
 
 
 class Need(msgspec.Struct, frozen=True):
@@ -82,12 +84,16 @@ class Live(msgspec.Struct, frozen=True, kw_only=True):
     waited_s: float = 0.0  # queued: since it was asked for
     unneeded_s: float = 0.0  # queued: for how long sizing has called it unneeded
     busy: float = 0.0  # running: the share of its nodes' cores that run tasks now, 0 to 1
+    frees_s: float = 0.0  # running: until its busy cores are free again, on average; 0: unknown
     draining: bool = False  # it takes no more tasks
     selects: str = ""  # "" any task; else only some (asked for by hand): serves no demand here
 
 
 class Window(msgspec.Struct, frozen=True):
-    """So many nodes are idle for so long: what would start at once."""
+    """So many nodes are idle for so long: what would start at once.
+
+    The windows of one queue share no node, and a request is sized to fit into one of them.
+    """
 
     nodes: int
     seconds: float
@@ -101,7 +107,11 @@ class Trouble(msgspec.Struct, frozen=True):
 
 
 class Situation(msgspec.Struct, frozen=True, kw_only=True):
-    """All that a decision rests on, at one moment."""
+    """All that a decision rests on, at one moment.
+
+    live is all that our own records hold open, whether or not the batch system shows it just now:
+    what is missing here is asked for again.
+    """
 
     needs: tuple[Need, ...]
     live: tuple[Live, ...]

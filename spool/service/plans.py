@@ -1,0 +1,221 @@
+"""plans - pure: the allocation that suits one piece of waiting work, and what else would use it.
+
+Owns   the choice of queue, nodes and time: what starts at once first, then what wastes least.
+Never  reserves anything: a plan is an estimate, and who takes it fills it and pays for it.
+
+A plan's value is the node-seconds of work it serves less those it leaves idle, which weigh the more
+the higher the policy's minimum of utilisation: at that minimum the value is 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from spool.service.caps import NO_LIMIT, Caps
+from spool.service.demand import Load, Profile, rounded
+from spool.service.fitting import bands_for, most_nodes
+from spool.service.packing import Work
+from spool.service.terms import Band, Policy, Queue, Window
+
+SANE_S = 600.0
+"""However wide, an allocation lasts so long if there is work: its start costs half a minute."""
+PIECES = 8
+"""What nothing idle would start is asked for in up to so many pieces: small ones start sooner."""
+
+PROBE, WASTEFUL, LONGER, QUEUED, NOW = range(5)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Nodes of a queue (its number) for so many usable seconds, within a band.
+
+    kind says what speaks for it (LONGER: than the lead needs, for company); together are the nodes
+    of as many alike as there is work for; narrowest: the work needs all these nodes in any case.
+    """
+
+    kind: int
+    queue: int
+    band: Band
+    nodes: int
+    usable_s: float
+    value: float = 0.0
+    together: int = 0
+    window: int = -1
+    narrowest: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Seat:
+    """Where a plan for `lead` may lie: a queue, a band of it, from so few to so many nodes."""
+
+    lead: Work
+    number: int
+    queue: Queue
+    band: Band
+    low: int
+    high: int
+    seconds: float
+    window: int = -1
+
+
+def walltime_s(queue: Queue, band: Band, usable_s: float, policy: Policy) -> float:
+    """What is asked for so that so many seconds are usable: whole minutes, within the limits."""
+    wanted = max(queue.min_s, math.ceil((usable_s + policy.padding_s) / 60 - 1e-9) * 60.0)
+    return min(wanted, band.max_s) if band.max_s else wanted
+
+
+class Planner:
+    """Plans for what is left of the works; `renew` when that has changed.
+
+    Queues in `closed` are not asked, those in `narrow` for no more nodes than it says.
+    """
+
+    def __init__(
+        self, policy: Policy, caps: Caps, works: Sequence[Work], windows: dict[str, list[Window]]
+    ) -> None:
+        self.policy, self.caps, self.windows = policy, caps, windows
+        self.closed: set[str] = set()
+        self.narrow: dict[str, int] = {}
+        self.by_time = sorted(works, key=lambda work: work.time_s)
+        self.profiles: dict[int, Profile] = {}
+        self.pieces: dict[int, int] = {}
+        share = min(policy.min_utilisation, 0.99)
+        self.idle_weight = share / (1 - share)
+        self.cheapest = min((queue.cost for queue in policy.queues if queue.cost), default=1.0)
+
+    def renew(self) -> None:
+        """Something of the works was placed."""
+        self.by_time = [work for work in self.by_time if work.left]
+        self.profiles.clear()
+
+    def plans(self, lead: Work, *, at_once: bool = False) -> Iterator[Plan]:
+        """All that would serve a task of `lead` and that caps and budget allow."""
+        for number, queue in enumerate(self.policy.queues):
+            if not lead.asks[number] or queue.name in self.closed or not self.caps.slots(queue):
+                continue
+            for band in bands_for(lead.nodes, lead.time_s, queue, self.policy):
+                seat = self._seat(lead, number, band)
+                if seat.low > seat.high:
+                    continue
+                if at_once:
+                    yield from self._at_once(seat)
+                elif queue.node.cores:
+                    yield from self._in_turn(seat)
+                elif not self.caps.live(queue):
+                    yield from self._probe(seat)
+
+    def _seat(self, lead: Work, number: int, band: Band) -> _Seat:
+        queue = self.policy.queues[number]
+        widest = min(most_nodes(band, queue, self.policy), self.caps.nodes_left(queue))
+        return _Seat(
+            lead,
+            number,
+            queue,
+            band,
+            low=max(band.min_nodes, lead.nodes),
+            high=min(widest, self.narrow.get(queue.name, NO_LIMIT)),
+            seconds=(band.max_s or math.inf) - self.policy.padding_s,
+        )
+
+    def _probe(self, seat: _Seat) -> Iterator[Plan]:
+        """The least, where nobody knows yet what a node has: one at a time."""
+        if seat.low <= self._affords(seat, seat.lead.time_s):
+            yield Plan(PROBE, seat.number, seat.band, seat.low, seat.lead.time_s, narrowest=True)
+
+    def _affords(self, seat: _Seat, usable_s: float) -> int:
+        """The nodes for such a time that the budget leaves."""
+        lasts_s = walltime_s(seat.queue, seat.band, usable_s, self.policy)
+        return min(seat.high, self.caps.affords(seat.queue, lasts_s))
+
+    def _loads(self, seat: _Seat) -> Iterator[Load]:
+        """Work to be asked for together with the lead."""
+        if seat.number not in self.profiles:
+            self.profiles[seat.number] = Profile(self.by_time, seat.number)
+        return self.profiles[seat.number].loads(seat.lead, seat.seconds, seat.high)
+
+    def _either_way(self, nodes: float) -> tuple[int, ...]:
+        """Rounded up; or down, with more time, where the last node would hardly be used."""
+        low, high = max(1, math.floor(nodes)), max(1, math.ceil(nodes))
+        return (high,) if nodes - low >= self.policy.min_utilisation else (low, high)
+
+    # -- what would start at once ----------------------------------------------------------------
+
+    def _at_once(self, whole: _Seat) -> Iterator[Plan]:
+        """Into each window of idle nodes: as wide as there is work for ten minutes."""
+        for seat in self._windowed(whole):
+            for load in self._loads(seat):
+                for wanted in self._either_way(load.node_s / max(load.time_s, SANE_S)):
+                    nodes = min(seat.high, max(seat.low, wanted))
+                    yield from self._plan(
+                        NOW, seat, load, nodes, min(seat.seconds, load.lasts_s(nodes))
+                    )
+
+    def _windowed(self, seat: _Seat) -> Iterator[_Seat]:
+        """The seat within each window that can hold the lead."""
+        for place, window in enumerate(self.windows.get(seat.queue.name, ())):
+            seconds = min(seat.seconds, window.seconds - self.policy.padding_s)
+            if window.nodes >= seat.low and seconds >= seat.lead.time_s:
+                high = min(seat.high, window.nodes)
+                yield replace(seat, high=high, seconds=seconds, window=place)
+
+    # -- what has to wait its turn ---------------------------------------------------------------
+
+    def _in_turn(self, seat: _Seat) -> Iterator[Plan]:
+        """A part of the work, for about as long as it should take, or longer if caps are tight."""
+        soon_s = max(seat.lead.time_s, self.policy.within_s)
+        for load in self._loads(seat):
+            kind = QUEUED if load.time_s <= soon_s else LONGER
+            whole_s = min(seat.seconds, rounded(self.policy.within_s, load.time_s))
+            for wanted in self._either_way(load.node_s / whole_s):
+                nodes, together = self._piece(seat, wanted)
+                usable_s = min(seat.seconds, max(whole_s, load.lasts_s(together)))
+                yield from self._plan(kind, seat, load, nodes, usable_s)
+
+    def _piece(self, seat: _Seat, wanted: int) -> tuple[int, int]:
+        """Of so many nodes: those to ask for first, and those that caps allow in all."""
+        slots = self.caps.slots(seat.queue)
+        pieces = max(1, min(slots // 2, PIECES, wanted // seat.low))
+        piece = min(self.pieces.get(seat.number, 0), wanted)
+        nodes = min(seat.high, max(seat.low, math.ceil(wanted / pieces), piece))
+        return nodes, min(max(nodes, wanted), nodes * slots, self.caps.nodes_left(seat.queue))
+
+    # -- what it is worth ------------------------------------------------------------------------
+
+    def _plan(
+        self, kind: int, seat: _Seat, load: Load, nodes: int, usable_s: float
+    ) -> Iterator[Plan]:
+        """The plan, cut to the budget; nothing if that leaves too little for the lead."""
+        if self._affords(seat, usable_s) < min(nodes, seat.low):
+            usable_s = load.time_s
+        nodes = min(nodes, self._affords(seat, usable_s))
+        if nodes < seat.low:
+            return
+        together = nodes * self._alike(kind, seat, load, nodes * usable_s)
+        value = self._value(seat.queue, load, together, usable_s)
+        yield Plan(
+            kind if value >= -1e-6 else WASTEFUL,
+            seat.number,
+            seat.band,
+            nodes,
+            usable_s,
+            value,
+            together,
+            seat.window,
+            narrowest=nodes <= seat.lead.nodes,
+        )
+
+    def _alike(self, kind: int, seat: _Seat, load: Load, each_node_s: float) -> int:
+        """How many such allocations there are slots and work for."""
+        if kind == NOW:
+            return 1
+        wanted = math.ceil(load.node_s / each_node_s - 0.01)
+        return max(1, min(wanted, self.caps.slots(seat.queue)))
+
+    def _value(self, queue: Queue, load: Load, nodes: int, usable_s: float) -> float:
+        """Of so many nodes for so long, whether in one piece or in several."""
+        lasts_s = min(usable_s, load.lasts_s(nodes))
+        served = min(load.node_s, nodes * lasts_s)
+        idle = nodes * lasts_s * queue.cost / self.cheapest - served
+        return served - self.idle_weight * idle

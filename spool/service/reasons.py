@@ -1,0 +1,204 @@
+"""reasons - the sentences and figures of a decision: what waits, what serves it, what stops it.
+
+Owns   every word that sizing says to a person.
+Never  decides: it is told what was.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from spool import units
+from spool.queue import shape as shapes
+from spool.service.caps import Caps, named_queue
+from spool.service.fitting import bands_for
+from spool.service.packing import Skyline, Work
+from spool.service.plans import Plan
+from spool.service.terms import Live, Policy, Queue, Situation
+
+if TYPE_CHECKING:
+    from spool.service.sizing import Outcome
+
+HOUR = 3600.0
+SHOWN = 8
+
+
+def hours(node_s: float) -> str:
+    """12.5 node-hours."""
+    amount = node_s / HOUR
+    return f"{amount:,.1f} node-hours" if amount < 100 else f"{amount:,.0f} node-hours"
+
+
+def listed(works: Sequence[Work]) -> str:
+    """The first shapes by name, the others by number."""
+    named = [shapes.print_shape(work.shape) for work in works[:3]]
+    more = len(works) - len(named)
+    return ", ".join(named) + (f" and {units.count(more, 'shape')} more" if more else "")
+
+
+def asked(placed: Sequence[tuple[Work, int]], skyline: Skyline, plan: Plan) -> str:
+    """Why an allocation is asked for."""
+    tasks = units.count(sum(count for _, count in placed), "task")
+    names = listed([work for work, _ in placed])
+    nodes = units.count(skyline.nodes, "node")
+    lasts = units.print_duration(math.ceil(skyline.end_s))
+    share = skyline.node_s / (skyline.nodes * skyline.end_s)
+    soon = "; they are idle now" if plan.window >= 0 else ""
+    return f"{tasks} ({names}) keep {nodes} {share:.0%} busy for {lasts}{soon}"
+
+
+def unneeded(live: Live, skyline: Skyline) -> str:
+    """Why what is queued is cancelled."""
+    lasting = units.print_age(live.unneeded_s)
+    if skyline.node_s <= 0:
+        return f"for {lasting} nothing has needed it: other allocations serve all that waits"
+    share = skyline.node_s / (skyline.nodes * skyline.end_s)
+    nodes = units.count(skyline.nodes, "node")
+    return f"for {lasting} what waits would keep its {nodes} but {share:.0%} busy"
+
+
+def too_late(live: Live, policy: Policy) -> str:
+    """Why what waits in vain is cancelled."""
+    limit = units.print_duration(policy.queue_wait_s)
+    return f"it has waited {units.print_age(live.waited_s)}, longer than {limit}: asked differently"
+
+
+def no_alternative(live: Live) -> str:
+    """Why it is not."""
+    waited = units.print_age(live.waited_s)
+    return f"{live.name} has waited {waited}, and nothing else that may be asked for would do"
+
+
+# -- why nothing is asked for --------------------------------------------------------------------
+
+
+def why_not(
+    lead: Work,
+    able: Sequence[Queue],
+    closed: set[str],
+    caps: Caps,
+    situation: Situation,
+    policy: Policy,
+) -> tuple[str, bool]:
+    """Why no queue of those `able` is asked for this work; whether a cap is it, which passes."""
+    words, passing = [], False
+    for queue in able:
+        word, cap = _why_queue(lead, queue, closed, caps, situation, policy)
+        passing |= cap
+        if word not in words:
+            words.append(word)
+    return "; ".join(words[:3]), passing
+
+
+def _why_queue(
+    lead: Work,
+    queue: Queue,
+    closed: set[str],
+    caps: Caps,
+    situation: Situation,
+    policy: Policy,
+) -> tuple[str, bool]:
+    named = named_queue(queue)
+    if trouble := situation.troubles.get("*") or situation.troubles.get(queue.name):
+        return (
+            f"{named} is left alone for {units.print_age(trouble.until_s)}: {trouble.cause}",
+            False,
+        )
+    if queue.name in closed:
+        return f"{named} is kept for older work that waits for room in it", False
+    if why := caps.why_closed(queue):
+        return why, True
+    if not queue.node.cores and caps.live(queue):
+        return f"{named}: an allocation is to show what a node of it has", False
+    least = [
+        max(b.min_nodes, lead.nodes) for b in bands_for(lead.nodes, lead.time_s, queue, policy)
+    ]
+    nodes = min(least)
+    if nodes > caps.nodes_left(queue):
+        return caps.why_narrow(queue, nodes), True
+    walltime_s = max(queue.min_s, lead.time_s + policy.padding_s)
+    if nodes > caps.affords(queue, walltime_s):
+        return _too_dear(nodes, walltime_s, caps), False
+    return _waits(lead, nodes, named, policy), False
+
+
+def _too_dear(nodes: int, walltime_s: float, caps: Caps) -> str:
+    left = hours(max(0.0, caps.budget_left_node_s))
+    total = hours(caps.policy.budget_node_s or 0.0)
+    wanted = f"{units.count(nodes, 'node')} for {units.print_duration(walltime_s)}"
+    return f"the budget has {left} of {total} left, too little for {wanted}"
+
+
+def _waits(lead: Work, nodes: int, named: str, policy: Policy) -> str:
+    share = lead.left / max((1, *lead.parts)) * lead.nodes / nodes
+    left = units.print_age(max(0.0, policy.patience_s - lead.age_s))
+    return (
+        f"too little for {units.count(nodes, 'node')} of {named} ({min(share, 1):.0%} busy):"
+        f" left to what is live, or asked for when more comes, or in {left}"
+    )
+
+
+# -- the whole -----------------------------------------------------------------------------------
+
+
+def figures(outcome: Outcome, caps: Caps) -> dict[str, float]:
+    """Node-hours: what waits, what is and will be served, what is asked for, what is left over."""
+    works = outcome.works
+    told = {
+        "tasks": float(sum(work.count for work in works)),
+        "backlog_node_h": sum(work.least_node_s(work.count) for work in works) / HOUR,
+        "covered_node_h": outcome.covered_node_s / HOUR,
+        "served_node_h": sum(one.skyline.node_s for one in outcome.asked) / HOUR,
+        "asked_node_h": sum(o.request.nodes * o.request.walltime_s for o in outcome.asked) / HOUR,
+        "left_node_h": sum(work.least_node_s(work.left) for work in works) / HOUR,
+    }
+    if caps.budget_left_node_s < math.inf:
+        told["budget_left_node_h"] = caps.budget_left_node_s / HOUR
+    return told
+
+
+def sentences(situation: Situation, policy: Policy, outcome: Outcome, caps: Caps) -> Iterator[str]:
+    """The decision in words."""
+    if not outcome.works:
+        yield "nothing waits for nodes" + _and_live(situation)
+        return
+    tasks = units.count(sum(work.count for work in outcome.works), "task")
+    backlog = sum(work.least_node_s(work.count) for work in outcome.works)
+    shapes_ = units.count(len(outcome.works), "shape")
+    yield f"{tasks} of {shapes_} wait: {hours(backlog)}"
+    if situation.live:
+        covered = hours(outcome.covered_node_s)
+        yield f"{_live(situation)} will serve {covered} of it"
+    for one in outcome.asked:
+        request = one.request
+        lasts = units.print_duration(request.walltime_s)
+        queue = f" of queue {request.queue}" if request.queue else ""
+        yield f"asks for {units.count(request.nodes, 'node')}{queue} for {lasts}: {request.why}"
+    yield from _held_back(outcome)
+    if not outcome.asked and not outcome.held_back and not outcome.unfit:
+        yield "nothing more is needed"
+
+
+def _held_back(outcome: Outcome) -> Iterator[str]:
+    """What is not asked for, by its reason; then what can never be."""
+    by_reason: dict[str, list[tuple[Work, int]]] = {}
+    for work, left, why in outcome.held_back:
+        by_reason.setdefault(why, []).append((work, left))
+    for work, why in outcome.unfit:
+        by_reason.setdefault(f"no queue can ever serve it: {why}", []).append((work, work.left))
+    for why, found in list(by_reason.items())[:SHOWN]:
+        tasks = units.count(sum(left for _, left in found), "task")
+        yield f"{tasks} ({listed([work for work, _ in found])}): {why}"
+    if len(by_reason) > SHOWN:
+        yield f"and {units.count(len(by_reason) - SHOWN, 'reason')} more"
+
+
+def _live(situation: Situation) -> str:
+    running = sum(one.running for one in situation.live)
+    return f"{running} running and {len(situation.live) - running} queued allocations"
+
+
+def _and_live(situation: Situation) -> str:
+    return f"; {_live(situation)}" if situation.live else ""
