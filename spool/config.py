@@ -46,6 +46,43 @@ format = 1
 # deadline = "1d"          # a transfer that fails for so long has failed
 # ssh = "ssh"              # for HOST:PATH, with options
 
+[service]
+# system = "auto"          # slurm, pbs, lsf, flux, sge or local; auto: the one that is here
+# interval = "60s"         # how often the service looks
+# account = ""             # who is charged, where the batch system wants to know
+# max_queued = 0           # at most so many allocations wait at once, over all queues; 0: no limit
+# max_nodes = 0            # at most so many nodes queued and running at once; 0: no limit
+#budget = "1000 node-hours"  # never more than this over all allocations; without it there is none
+# padding = "5m"           # of each walltime: to start, and to bring home what runs
+# default_time = "10m"     # what a task is taken to need that gives no time
+# min_utilisation = 0.5    # a node is asked for only if it would be busy at least so much,
+# patience = "1h"          # except for work that has waited so long
+# within = "1h"            # so soon after a start all work should have begun: sets how many nodes
+# queue_wait = "1d"        # what has waited longer is asked for differently
+# settle = "60s"           # what nothing needs for so long is cancelled
+# stagers = true           # whether the service starts stagers where it runs itself
+# idle_timeout = "60s"     # a launcher of the service without work leaves after so long
+# setup = []               # lines of the job script before the launcher: ["module load x"]
+# directives = []          # options for the batch system, as in a script: ["--constraint=knl"]
+# template = ""            # a job script of your own, by its path from here
+
+# What may be asked for. Without any section: the default queue as the batch system tells it.
+#[queues.debug]
+#nodes = "1-16"            # and what is left out is as the batch system tells it
+#time = "5m-1h"
+#bands = ["128-255 3h", "256-383 6h"]  # in place of both, where the time depends on the nodes
+#max_queued = 1            # allocations that wait at once
+#max_running = 0           # that wait and run at once; 0: no limit
+#max_nodes = 0             # their nodes at once
+#cores = 64                # of a node; gpus and memory likewise
+#gpus = 0
+#memory = "192G"
+#features = []             # what its nodes have of what tasks require
+#cost = 1.0                # node-hours charged for an hour of a node
+#account = ""              # in place of the common one
+#directives = []           # beside the common ones; setup likewise
+#setup = []
+
 [transfers]
 # How `via` brings {source} to {target}: a line for sh that fails with code 66 where there is none.
 #globus = "my-globus-copy {source} {target}"
@@ -60,6 +97,8 @@ format = 1
 #"tag:scratch per node" = 2
 """
 
+OTHERS = ("service", "queues")
+"""Sections that only the service reads, and checks: spool/service/policy.py."""
 LIMITED = ("feature", "tag", "workflow", "app")
 PER_NODE = " per node"
 HIGHEST_LIMIT = 10_000
@@ -111,6 +150,7 @@ class Settings(Limited, frozen=True):
 
 
 _WORDS = {
+    "service_system": ("auto", "slurm", "pbs", "lsf", "flux", "sge", "local"),
     "launcher_sync": ("auto", "syncfs", "files", "none"),
     "launcher_too_large": ("leave", "reject"),
 }
@@ -148,19 +188,34 @@ def find_root(start: str | None = None) -> str:
 def load(root: str) -> Settings:
     """The settings of a spool. Raises NotASpool, SpoolError."""
     path = f"{root}/{SETTINGS}"
-    try:
-        with open(path, encoding="utf-8") as file:
-            text = file.read()
-    except OSError as fault:
-        raise NotASpool(f"{path}: {fault.strerror}. Run: spool init {root}") from None
-    except UnicodeDecodeError as fault:
-        raise SpoolError(f"{path}: is not UTF-8 text: {fault}") from None
+    text = _text(root, path)
     if text == TEMPLATE:  # untouched: no parser needed, and a lone submission starts faster
         return Settings()
     return _parse(text, path)
 
 
-def _parse(text: str, path: str) -> Settings:
+def sections(root: str, *names: str) -> dict[str, dict[str, Any]]:
+    """Sections whose keys another module knows, {} where they are missing.
+
+    Raises NotASpool, SpoolError.
+    """
+    path = f"{root}/{SETTINGS}"
+    loose = _loose(_text(root, path), path)
+    return {name: loose.get(name, {}) for name in names}
+
+
+def _text(root: str, path: str) -> str:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read()
+    except OSError as fault:
+        raise NotASpool(f"{path}: {fault.strerror}. Run: spool init {root}") from None
+    except UnicodeDecodeError as fault:
+        raise SpoolError(f"{path}: is not UTF-8 text: {fault}") from None
+
+
+def _loose(text: str, path: str) -> dict[str, Any]:
+    """All sections as they stand there, in a format that is ours."""
     import tomllib
 
     try:
@@ -170,6 +225,16 @@ def _parse(text: str, path: str) -> Settings:
     found = loose.pop("format", None)
     if type(found) is not int or found != FORMAT:
         raise NotASpool(f"{path}: format is {found!r}; this version reads format {FORMAT}")
+    for name in OTHERS:
+        if not isinstance(loose.get(name, {}), dict):
+            raise SpoolError(f"{path}: {name}: expected a section, got {units.shown(loose[name])}")
+    return loose
+
+
+def _parse(text: str, path: str) -> Settings:
+    loose = _loose(text, path)
+    for name in OTHERS:
+        loose.pop(name, None)
     fields = msgspec.structs.fields(Settings)
     own = Limited.__struct_fields__
     known = {field.name: field.default for field in fields if field.name not in own}
@@ -179,7 +244,7 @@ def _parse(text: str, path: str) -> Settings:
     for section, keys in loose.items():
         for key, value in keys.items() if isinstance(keys, dict) else [("", keys)]:
             name, read = _setting(section, key, known, path)
-            values[name] = _value(read, value, f"{path}: {section}.{key}")
+            values[name] = read_value(read, value, f"{path}: {section}.{key}")
     settings = Settings(**values)
     if not 0 < settings.lease_beat_s < settings.lease_fence_s < settings.lease_dead_s:
         raise SpoolError(
@@ -211,26 +276,27 @@ def _kind(name: str, default: Any) -> str:
     return {str: "text", bool: "flag", int: "count", float: "duration"}[type(default)]
 
 
-def _value(kind: str, value: Any, where: str) -> Any:
-    if value not in (allowed := _WORDS.get(kind, (value,))):
+def read_value(kind: str, given: Any, where: str) -> Any:
+    """One setting of such a kind as it was meant. Raises SpoolError that begins with `where`."""
+    if given not in (allowed := _WORDS.get(kind, (given,))):
         listed = f"{', '.join(allowed[:-1])} or {allowed[-1]}"
-        raise SpoolError(f"{where}: expected {listed}, got {value!r}")
+        raise SpoolError(f"{where}: expected {listed}, got {given!r}")
     if kind == "text" or kind in _WORDS:
-        if not isinstance(value, str) or not value.strip():
-            raise SpoolError(f"{where}: expected a text, got {value!r}")
-        return value
+        if not isinstance(given, str) or not given.strip():
+            raise SpoolError(f"{where}: expected a text, got {given!r}")
+        return given
     if kind == "flag":
-        if not isinstance(value, bool):
-            raise SpoolError(f"{where}: expected true or false, got {value!r}")
-        return value
+        if not isinstance(given, bool):
+            raise SpoolError(f"{where}: expected true or false, got {given!r}")
+        return given
     if kind == "count":
-        if type(value) is not int or value < 0:
-            raise SpoolError(f"{where}: expected a whole number, 0 or more, got {value!r}")
-        return value
+        if type(given) is not int or given < 0:
+            raise SpoolError(f"{where}: expected a whole number, 0 or more, got {given!r}")
+        return given
     try:
         if kind == "memory":
-            return units.memory(value if isinstance(value, int) else str(value))
-        return units.duration(value if isinstance(value, (int, float)) else str(value))
+            return units.memory(given if isinstance(given, int) else str(given))
+        return units.duration(given if isinstance(given, (int, float)) else str(given))
     except ValueError as fault:
         raise SpoolError(f"{where}: {fault}") from None
 
