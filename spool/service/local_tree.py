@@ -33,7 +33,7 @@ FOLDERS = ("queued", "running", "ended")
 KEPT = 200  # of those that are over
 FAR_S = 600.0  # after its walltime one on another host is believed to be over
 CLOCKS_S = 60.0  # by so much a clock may have been set since
-_ID = re.compile(r"\d{13}-[0-9a-f]{4}")
+_ID = re.compile(r"\d{16}-[0-9a-f]{4}")
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
@@ -130,7 +130,7 @@ class LocalTree(msgspec.Struct, frozen=True):
             files.make_folder(self.path(folder))
         for old in self.ended()[:-KEPT]:
             files.unlink(self.path("ended", "@".join(old)))
-        id_ = f"{time.time_ns() // 1_000_000:013d}-{secrets.token_hex(2)}"
+        id_ = f"{time.time_ns() // 1000:016d}-{secrets.token_hex(2)}"
         self.write(record, "queued", id_)
         return id_
 
@@ -169,7 +169,7 @@ class LocalTree(msgspec.Struct, frozen=True):
         """Whether one of another process table has ended: by a reboot, or by its walltime."""
         if (record := self.record("running", str(run))) is None:
             return False
-        began = record.began or int(run.id[:13]) / 1000
+        began = record.began or int(run.id[:16]) / 1e6
         booted = time.time() - _since_boot_s()
         rebooted = run.host == owner.here().host and 0 < record.began < booted - CLOCKS_S
         return rebooted or time.time() > began + record.walltime_s + FAR_S
