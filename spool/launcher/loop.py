@@ -38,7 +38,7 @@ from spool.launcher.leaving import may_leave
 from spool.launcher.picker import Held, Picker, Wishes
 from spool.launcher.places import Places
 from spool.launcher.staging import Staging
-from spool.queue import claim, files, layout, watch
+from spool.queue import allocations, claim, files, layout, watch
 from spool.queue.claim import Claimer
 from spool.queue.journal import Journal
 from spool.queue.layout import Tree
@@ -143,6 +143,7 @@ class Launcher:
         self.lookout = Lookout(self.owner, self.trusted, self.log, allocation.is_over, clear)
         self.chores = Chore(self.lookout.look, WAKE)
         self.slice = SLICE if len(self.field.nodes) == 1 else SLICE_FAR
+        allocations.sign_in(self.tree, self.owner.record, self.owner.name)
         self._note("opened")
 
     def _record(self) -> dict[str, Any]:

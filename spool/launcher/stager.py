@@ -91,8 +91,8 @@ class Stager:
     def _open(self) -> None:
         become_subreaper()
         dead_s, at_once = self.settings.lease_dead_s, self.settings.staging_at_once
-        record: dict[str, Any] = {"hand_of": self.wishes.hand_of, "at_once": at_once, "dead_s": dead_s}
-        record |= allocation.named()
+        record: dict[str, Any] = {"at_once": at_once, "dead_s": dead_s, **allocation.named()}
+        record["hand_of"] = self.wishes.hand_of
         self.owner = Owner.start(self.tree, self.settings, "stager", **record)
         self.children = Children()
         self.guard = self._new_guard()

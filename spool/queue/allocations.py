@@ -6,7 +6,8 @@ Never  asks a batch system anything.
 request.json  what was asked, by whom and why; written once, before the batch system is asked
 script        the job script, as it was submitted; output: what it printed
 state         where it stands now; only the service writes it (or whoever submitted it, once)
-cancel        somebody wants its end
+cancel        somebody wants its end; holds who, and why
+launchers/    an empty file for each owner that ran in it
 ledger.jsonl  in allocations/: a line for each that is over, so that these need not be read again
 """
 
@@ -16,16 +17,19 @@ import os
 import re
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import msgspec
 
 from spool import units
+from spool.errors import SpoolError
 from spool.queue import files, layout
 from spool.queue.layout import Tree
 
 REQUEST, SCRIPT, OUTPUT, STATE, CANCEL = "request.json", "script", "output", "state", "cancel"
 LEDGER = "ledger.jsonl"
+LAUNCHERS = "launchers"
 VARIABLE = "SPOOL_ALLOCATION"
 """The environment variable by which a launcher knows in which allocation it runs."""
 ASKED, QUEUED, RUNNING, ENDING, ENDED = "asked", "queued", "running", "ending", "ended"
@@ -225,7 +229,20 @@ def ledger(tree: Tree) -> list[Closed]:
     return list(found.values())
 
 
-# -- evidence for others -------------------------------------------------------------------------
+# -- launchers, and evidence for takers -------------------------------------------------------------------------
+
+
+def sign_in(tree: Tree, record: dict[str, Any], owner: str) -> None:
+    """An owner that runs in one of our allocations leaves its name there, for the accounts."""
+    if name := of_owner(record):
+        with suppress(OSError, SpoolError):  # it costs a figure, never a task
+            files.make_folder(path(tree, name, LAUNCHERS))
+            files.write_new(path(tree, name, f"{LAUNCHERS}/{owner}"), b"")
+
+
+def launchers(tree: Tree, name: str) -> list[str]:
+    """The owners that ran, or run, in an allocation."""
+    return sorted(files.names(path(tree, name, LAUNCHERS)))
 
 
 def of_owner(record: dict[str, Any]) -> str:
