@@ -229,7 +229,7 @@ def ledger(tree: Tree) -> list[Closed]:
     return list(found.values())
 
 
-# -- launchers, and evidence for takers -------------------------------------------------------------------------
+# -- launchers, and evidence for takers ---------------------------------------------------------
 
 
 def sign_in(tree: Tree, record: dict[str, Any], owner: str) -> None:

@@ -1,0 +1,70 @@
+"""memory - what a service remembers between two looks, and from one process to the next.
+
+Owns   allocations/service.json; the journal of decisions, and its rotation.
+Never  holds what could not be lost: without it back-offs begin anew.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from spool import units
+from spool.errors import DiskFull
+from spool.queue import allocations, files
+from spool.queue.layout import Tree
+from spool.service.troubles import Mark
+
+FILE = "service.json"
+JOURNAL = "service"
+ROTATE_AT, KEPT = 4 << 20, 8
+
+
+class Memory(msgspec.Struct, kw_only=True):
+    """marks by queue, see troubles; last is the last decision's sentences; unfit was said once."""
+
+    marks: dict[str, Mark] = {}
+    last: tuple[str, ...] = ()
+    unfit: tuple[str, ...] = ()
+    at_start: dict[str, int] = {}
+
+
+def load(tree: Tree) -> Memory:
+    """What was remembered; nothing if that is missing or damaged."""
+    raw = files.read(allocations.path(tree, FILE), 1 << 22)
+    try:
+        return msgspec.json.decode(raw, type=Memory) if raw else Memory()
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return Memory()
+
+
+def save(tree: Tree, memory: Memory) -> None:
+    """Remember; on a full disk not."""
+    try:
+        files.make_folder(tree.folder("allocations"))
+        files.replace(allocations.path(tree, FILE), msgspec.json.encode(memory) + b"\n")
+    except DiskFull:
+        return
+
+
+def note(tree: Tree, what: str, **told: Any) -> dict[str, Any]:
+    """Add a line to journal/service.jsonl; the event."""
+    event = {"time": units.now_stamp(), "what": what, **told}
+    path = tree.journal(JOURNAL)
+    try:
+        files.make_folder(tree.folder("journal"))
+        files.append(path, msgspec.json.encode(event) + b"\n")
+        if files.size(path) > ROTATE_AT:
+            _rotate(tree, path)
+    except DiskFull:
+        pass  # tasks need the room more
+    return event
+
+
+def _rotate(tree: Tree, path: str) -> None:
+    """Put a full journal aside under the moment's name; only some such are kept."""
+    files.rename_file(path, tree.journal(f"{JOURNAL}@{units.now_stamp()}"))
+    old = sorted(n for n in files.names(tree.folder("journal")) if n.startswith(f"{JOURNAL}@"))
+    for name in old[:-KEPT]:
+        files.unlink(f"{tree.folder('journal')}/{name}")
