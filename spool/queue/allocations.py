@@ -73,6 +73,7 @@ class Standing(msgspec.Struct, kw_only=True):
     waited_s: float = 0.0
     ran_s: float = 0.0
     left_s: float | None = None
+    unneeded: bool = False  # as sizing last found; unneeded_s: for how long
     unneeded_s: float = 0.0
     missing: int = 0
     missing_s: float = 0.0

@@ -64,6 +64,7 @@ class Tracker:
         seen.looked = now
         if seen.state in (ASKED, QUEUED):
             seen.waited_s += passed_s
+            seen.unneeded_s = seen.unneeded_s + passed_s if seen.unneeded else 0.0
         elif seen.state == RUNNING:
             seen.ran_s += passed_s
             seen.left_s = max(0.0, one.asked.walltime_s - seen.ran_s)
