@@ -24,7 +24,7 @@ FAR = f"{int((time.time() - 5000) * 1e6):016d}-0000"
 
 @pytest.fixture
 def local(tmp_path):
-    one = Local(str(tmp_path / "jobs"), nodes=2, grace_s=2.0)
+    one = Local(str(tmp_path / "jobs"), nodes=2, grace_s=1.0)
     yield one
     one.cancel(list(one.jobs("", ())))
     eventually(lambda: states(one) <= {"ended"}, "nothing is left behind")
@@ -119,7 +119,7 @@ def test_the_walltime_ends_a_job_with_what_it_started_elsewhere(local, tmp_path)
     eventually(lambda: len(processes.carrying([mark])) >= 3, "all have started")
     assert 0 < local.jobs("", ())[id_].left_s <= 1
     job = ends(local, id_, "timeout")
-    assert 3 <= job.used_s < 10
+    assert 2 <= job.used_s < 10
     assert not processes.carrying([mark])
 
 
@@ -163,7 +163,7 @@ def test_jobs_outlive_the_process_that_submitted_them(local, tmp_path):
     program = (
         "import os, signal\nfrom spool.service.local import Local\n"
         "from spool.service.system import Order\n"
-        f"local = Local({str(tmp_path / 'jobs')!r}, nodes=2, grace_s=2.0)\n"
+        f"local = Local({str(tmp_path / 'jobs')!r}, nodes=2, grace_s=1.0)\n"
         "order = Order(name='spool-a', queue='', nodes=1, walltime_s=60)\n"
         f"local.submit({str(script)!r}, order)\n"
         "os.killpg(0, signal.SIGKILL)\n"
@@ -175,7 +175,7 @@ def test_jobs_outlive_the_process_that_submitted_them(local, tmp_path):
 
 def test_two_submitters_at_once_start_each_job_once_and_use_no_node_twice(tmp_path):
     log = tmp_path / "log"
-    places = [Local(str(tmp_path / "jobs"), nodes=2, grace_s=2.0) for _ in range(3)]
+    places = [Local(str(tmp_path / "jobs"), nodes=2, grace_s=1.0) for _ in range(3)]
     text = f"echo start $SPOOL_LOCAL_JOB >>{log}; sleep 0.1; echo end >>{log}"
 
     def some(place):
