@@ -34,6 +34,9 @@ COMMANDS = {
     "modify": "verbs",
     "rm": "verbs",
     "launcher": "launcher",
+    "service": "service",
+    "queue": "queue",
+    "submit-launch": "queue",
     "check": "admin",
     "doctor": "admin",
     "schema": "admin",
@@ -52,7 +55,7 @@ class Lazy(click.Group):
         if (home := COMMANDS.get(cmd_name)) is None:
             return None
         module = importlib.import_module(f"spool.commands.{home}")
-        found: click.Command = getattr(module, f"{cmd_name}_command")
+        found: click.Command = getattr(module, f"{cmd_name.replace('-', '_')}_command")
         return found
 
     def resolve_command(

@@ -53,6 +53,7 @@ class Asked(msgspec.Struct, kw_only=True, frozen=True):
     why: str = ""
     launcher: tuple[str, ...] = ()
     selects: str = ""  # the tasks it is for, in words; "" all
+    by_hand: bool = False  # a person asked for it: the service does not cancel it
     cost: float = 1.0
     cores: int = 0  # of a node, where known
 

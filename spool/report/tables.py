@@ -19,6 +19,11 @@ from spool.queue.tasks import Spot, Task
 
 MOST_GROUPS = 8
 MOST_PARENTS = 5
+WHY_LONGEST = 80
+ALLOCATION_HEADERS = (
+    "allocation", "job", "queue", "state", "nodes", "left", "tasks", "failed", "used",
+    "node-hours", "why",
+)  # fmt: skip
 
 
 def table(rows: Iterable[Iterable[object]], headers: tuple[str, ...] = ()) -> str:
@@ -47,6 +52,41 @@ def status(census: Census) -> str:
         hour = units.stamp(census.oldest_ready)[:13].replace("T", " ")
         parts.append(f"oldest READY: of the hour {hour}h UTC, at most {age} ago")
     return "\n\n".join(parts)
+
+
+def allocations(rows: list[dict[str, Any]]) -> str:
+    """Allocations of a batch system, those that are over last."""
+    if not rows:
+        return "no allocations yet. Run: spool service, or spool submit-launch"
+    cells = [
+        (
+            row["name"],
+            row["job"] or "-",
+            row["queue"] or "default",
+            row["state"],
+            row["nodes"],
+            _left(row),
+            row["tasks"],
+            row["failed"],
+            _percent(row["utilisation"]),
+            f"{row['node_hours']:.2f}",
+            row["why"][:WHY_LONGEST],
+        )
+        for row in rows
+    ]
+    return table(cells, ALLOCATION_HEADERS)
+
+
+def _left(row: dict[str, Any]) -> str:
+    """The time left of what runs, the walltime of what waits."""
+    if row["ended"]:
+        return "-"
+    seconds = row["walltime_s"] if row["left_s"] is None else row["left_s"]
+    return units.print_age(seconds)
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.0%}"
 
 
 def owners(found: list[dict[str, Any]]) -> str:

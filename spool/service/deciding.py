@@ -8,12 +8,14 @@ Fails  SpoolError, OSError: the spool itself cannot be read or written.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
+from spool import units
 from spool.queue import allocations
 from spool.queue.allocations import NEVER, STOPPED, Allocation, Closed
 from spool.queue.layout import Tree
@@ -134,7 +136,8 @@ class Decider:
     def _do(self, decision: Decision, ours: list[Allocation], report: Report, now: float) -> None:
         report.why, report.figures = decision.why, dict(decision.figures)
         report.unfit = decision.unfit
-        ends = {gone.name: gone.why for gone in decision.withdrawals}
+        by_hand = {one.asked.name for one in ours if one.asked.by_hand}
+        ends = {gone.name: gone.why for gone in decision.withdrawals if gone.name not in by_hand}
         for one in ours:
             name, seen = one.asked.name, one.standing
             if (word := wanted_end(self.tree, name)) and not seen.withdrawn:
@@ -230,20 +233,19 @@ def _by_state(ours: list[Allocation]) -> dict[str, int]:
 
 def sentences(report: Report, *, dry: bool = False) -> list[str]:
     """A report for the screen, a line each."""
-    verb = "would ask" if dry else "asked"
     lines = [f"{line['name']} ended: {_outcome(line)}" for line in report.ended]
-    lines += [f"{'would cancel' if dry else 'cancelled'} {one['name']}: {one['why']}"
-              for one in report.withdrawn]  # fmt: skip
-    for one in report.asked:
-        queue = one["queue"] or "the default queue"
-        minutes = one["walltime_s"] / 60
-        lines.append(
-            f"{verb} {queue} for {one['nodes']} nodes, {minutes:.0f} min"
-            f" ({one['name']}): {one['why']}"
-        )
-    lines += [f"{one['queue'] or 'the default queue'} refuses: {one['said']}"
-              for one in report.refused]  # fmt: skip
-    return lines + list(report.why)
+    verb = "would cancel" if dry else "cancels"
+    lines += [f"{verb} {one['name']}: {one['why']}" for one in report.withdrawn]
+    lines += report.why
+    lines += [_asked(one) for one in report.asked if not dry]
+    queue = "the default queue"
+    return lines + [f"{one['queue'] or queue} refuses: {one['said']}" for one in report.refused]
+
+
+def _asked(one: dict[str, Any]) -> str:
+    job = f"job {one['job']}" if one["job"] else "no answer yet"
+    minutes = math.ceil(one["walltime_s"] / 60)
+    return f"asked: {one['name']}, {units.count(one['nodes'], 'node')}, {minutes} min, {job}"
 
 
 def _outcome(line: dict[str, Any]) -> str:
@@ -251,4 +253,5 @@ def _outcome(line: dict[str, Any]) -> str:
         return str(line["outcome"])
     share = f", {line['utilisation']:.0%} busy" if line["granted_core_s"] else ""
     hours = line["charged_node_s"] / 3600
-    return f"{line['outcome'] or 'gone'}, {line['tasks']:,} tasks, {hours:.2f} node-hours{share}"
+    tasks = units.count(line["tasks"], "task")
+    return f"{line['outcome'] or 'gone'}, {tasks}, {hours:.2f} node-hours{share}"

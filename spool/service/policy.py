@@ -343,3 +343,11 @@ def completed(policy: Policy, partitions: Sequence[Partition]) -> Policy:
         by_name[""] = default
     queues = (filled(q, by_name[q.name]) if q.name in by_name else q for q in policy.queues)
     return msgspec.structs.replace(policy, queues=tuple(queues))
+
+
+def chosen(policy: Policy, name: str | None) -> Queue:
+    """The queue of this name, open where the policy does not know it; None: the first there is."""
+    if name is None:
+        return policy.queues[0] if policy.queues else Queue(name="", bands=(Band(1, 0, 0.0),))
+    found = (queue for queue in policy.queues if queue.name == name)
+    return next(found, Queue(name=name, bands=(Band(1, 0, 0.0),)))

@@ -42,6 +42,7 @@ class Requests:
         account: str = "",
         options: Sequence[str] = (),
         selects: str = "",
+        by_hand: bool = False,
     ) -> tuple[Asked, Order, str]:
         """What would be asked: the record, the order and the script."""
         own = self.settings.of(queue.name)
@@ -59,6 +60,7 @@ class Requests:
             why=why,
             launcher=words,
             selects=selects,
+            by_hand=by_hand,
             cost=queue.cost,
             cores=queue.node.cores,
         )
