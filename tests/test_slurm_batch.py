@@ -61,7 +61,7 @@ def declined(tmp_path, batch, wanted):
 def test_a_job_is_followed_from_its_submission_to_its_end(batch, tmp_path):
     output = tmp_path / "out put 100%j"
     wanted = order(nodes=2, walltime_s=90, output=str(output))
-    id_ = submit(tmp_path, batch, wanted, "echo $SLURM_JOB_NUM_NODES; sleep 2")
+    id_ = submit(tmp_path, batch, wanted, "echo $SLURM_JOB_NUM_NODES; sleep 1")
     eventually(lambda: batch.jobs("spool-test", ())[id_].state == "running", "it runs")
     job = batch.jobs("spool-test", ())[id_]
     assert (job.name, job.queue, job.nodes) == ("spool-test-1", "batch", 2)
