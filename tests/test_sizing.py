@@ -290,7 +290,7 @@ CASES = [
     Case(
         "nor in this hour",
         {"c16.t10m": 100},
-        ["main 7 x 1h5m", "main 6 x 1h5m"],
+        ["main 6 x 1h5m", "main 7 x 1h5m"],
         live=(live(nodes=4, running=True, walltime=20 * H, busy=1.0),),
     ),
     Case(

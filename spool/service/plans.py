@@ -24,15 +24,16 @@ SANE_S = 600.0
 PIECES = 8
 """What nothing idle would start is asked for in up to so many pieces: small ones start sooner."""
 
-PROBE, WASTEFUL, LONGER, QUEUED, NOW = range(5)
+PROBE, WASTEFUL, PARTIAL, LONGER, QUEUED, NOW = range(6)
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """Nodes of a queue (its number) for so many usable seconds, within a band.
 
-    kind says what speaks for it (LONGER: than the lead needs, for company); together are the nodes
-    of as many alike as there is work for; narrowest: the work needs all these nodes in any case.
+    kind says what speaks for it (LONGER: than the lead needs, for company; PARTIAL: what would be
+    left over would waste too much); together are the nodes of as many alike as there is work for;
+    narrowest: the work needs all these nodes in any case.
     """
 
     kind: int
@@ -57,6 +58,7 @@ class _Seat:
     low: int
     high: int
     seconds: float
+    dearness: float = 1.0
     window: int = -1
 
 
@@ -83,7 +85,6 @@ class Planner:
         self.pieces: dict[int, int] = {}
         share = min(policy.min_utilisation, 0.99)
         self.idle_weight = share / (1 - share)
-        self.cheapest = min((queue.cost for queue in policy.queues if queue.cost), default=1.0)
 
     def renew(self) -> None:
         """Something of the works was placed."""
@@ -92,11 +93,14 @@ class Planner:
 
     def plans(self, lead: Work, *, at_once: bool = False) -> Iterator[Plan]:
         """All that would serve a task of `lead` and that caps and budget allow."""
+        able = (queue for n, queue in enumerate(self.policy.queues) if lead.asks[n])
+        cheapest = min(queue.cost for queue in able)
         for number, queue in enumerate(self.policy.queues):
             if not lead.asks[number] or queue.name in self.closed or not self.caps.slots(queue):
                 continue
+            dearness = queue.cost / cheapest if cheapest else 1.0
             for band in bands_for(lead.nodes, lead.time_s, queue, self.policy):
-                seat = self._seat(lead, number, band)
+                seat = self._seat(lead, number, band, dearness)
                 if seat.low > seat.high:
                     continue
                 if at_once:
@@ -106,7 +110,7 @@ class Planner:
                 elif not self.caps.live(queue):
                     yield from self._probe(seat)
 
-    def _seat(self, lead: Work, number: int, band: Band) -> _Seat:
+    def _seat(self, lead: Work, number: int, band: Band, dearness: float) -> _Seat:
         queue = self.policy.queues[number]
         widest = min(most_nodes(band, queue, self.policy), self.caps.nodes_left(queue))
         return _Seat(
@@ -117,6 +121,7 @@ class Planner:
             low=max(band.min_nodes, lead.nodes),
             high=min(widest, self.narrow.get(queue.name, NO_LIMIT)),
             seconds=(band.max_s or math.inf) - self.policy.padding_s,
+            dearness=dearness,
         )
 
     def _probe(self, seat: _Seat) -> Iterator[Plan]:
@@ -169,22 +174,31 @@ class Planner:
             kind = QUEUED if load.time_s <= soon_s else LONGER
             whole_s = min(seat.seconds, rounded(self.policy.within_s, load.time_s))
             for wanted in self._either_way(load.node_s / whole_s):
-                nodes, together = self._piece(seat, wanted)
-                usable_s = min(seat.seconds, max(whole_s, load.lasts_s(together)))
-                yield from self._plan(kind, seat, load, nodes, usable_s)
+                for nodes in self._piece(seat, wanted):
+                    together = self._at_most(seat, wanted, nodes)
+                    usable_s = min(seat.seconds, max(whole_s, load.lasts_s(together)))
+                    yield from self._plan(kind, seat, load, nodes, usable_s, together)
+                    if usable_s > whole_s:
+                        yield from self._plan(PARTIAL, seat, load, nodes, whole_s, together)
 
-    def _piece(self, seat: _Seat, wanted: int) -> tuple[int, int]:
-        """Of so many nodes: those to ask for first, and those that caps allow in all."""
-        slots = self.caps.slots(seat.queue)
-        pieces = max(1, min(slots // 2, PIECES, wanted // seat.low))
+    def _piece(self, seat: _Seat, wanted: int) -> set[int]:
+        """Of so many nodes, how many to ask for at once: some, or all."""
+        pieces = max(1, min(self.caps.slots(seat.queue) // 2, PIECES, wanted // seat.low))
         piece = min(self.pieces.get(seat.number, 0), wanted)
-        nodes = min(seat.high, max(seat.low, math.ceil(wanted / pieces), piece))
-        return nodes, min(max(nodes, wanted), nodes * slots, self.caps.nodes_left(seat.queue))
+        found = {wanted, wanted // pieces, math.ceil(wanted / pieces)}
+        return {min(seat.high, max(seat.low, piece, nodes)) for nodes in found}
+
+    def _at_most(self, seat: _Seat, wanted: int, nodes: int) -> int:
+        """Those wanted as far as the caps allow them, in pieces of so many."""
+        left = self.caps.nodes_left(seat.queue)
+        pieces = min(self.caps.slots(seat.queue), math.ceil(wanted / nodes))
+        last = max(seat.low, wanted - nodes * (pieces - 1))
+        return max(nodes, min(nodes * (pieces - 1) + min(last, nodes), left))
 
     # -- what it is worth ------------------------------------------------------------------------
 
     def _plan(
-        self, kind: int, seat: _Seat, load: Load, nodes: int, usable_s: float
+        self, kind: int, seat: _Seat, load: Load, nodes: int, usable_s: float, together: int = 0
     ) -> Iterator[Plan]:
         """The plan, cut to the budget; nothing if that leaves too little for the lead."""
         if self._affords(seat, usable_s) < min(nodes, seat.low):
@@ -192,8 +206,8 @@ class Planner:
         nodes = min(nodes, self._affords(seat, usable_s))
         if nodes < seat.low:
             return
-        together = nodes * self._alike(kind, seat, load, nodes * usable_s)
-        value = self._value(seat.queue, load, together, usable_s)
+        together = max(nodes, together)
+        value = self._value(seat, load, together, usable_s)
         yield Plan(
             kind if value >= -1e-6 else WASTEFUL,
             seat.number,
@@ -206,16 +220,12 @@ class Planner:
             narrowest=nodes <= seat.lead.nodes,
         )
 
-    def _alike(self, kind: int, seat: _Seat, load: Load, each_node_s: float) -> int:
-        """How many such allocations there are slots and work for."""
-        if kind == NOW:
-            return 1
-        wanted = math.ceil(load.node_s / each_node_s - 0.01)
-        return max(1, min(wanted, self.caps.slots(seat.queue)))
+    def _value(self, seat: _Seat, load: Load, nodes: int, usable_s: float) -> float:
+        """Of so many nodes for so long, whether in one piece or in several.
 
-    def _value(self, queue: Queue, load: Load, nodes: int, usable_s: float) -> float:
-        """Of so many nodes for so long, whether in one piece or in several."""
+        What a node costs more than in the cheapest queue that can serve the lead counts as idle.
+        """
         lasts_s = min(usable_s, load.lasts_s(nodes))
         served = min(load.node_s, nodes * lasts_s)
-        idle = nodes * lasts_s * queue.cost / self.cheapest - served
+        idle = nodes * lasts_s * seat.dearness - served
         return served - self.idle_weight * idle

@@ -289,12 +289,17 @@ class _Sizing:
         """Fill a plan's allocation and ask for it; False, and nothing changed, if it is no good."""
         queue = self.queues[plan.queue]
         before = lead.left
+        works = [lead] if plan.kind == plans.PROBE else self.open
         skyline = Skyline(plan.queue, plan.nodes, plan.usable_s)
-        placed = skyline.fill([lead] if plan.kind == plans.PROBE else self.open)
+        placed = skyline.fill(works)
         if not placed or (plan.kind == plans.WASTEFUL and lead.left == before):
             _undo(placed)
             return False
         walltime_s = plans.walltime_s(queue, plan.band, skyline.end_s, self.policy)
+        if walltime_s - self.policy.padding_s > skyline.usable_s:  # minutes are asked for whole
+            _undo(placed)
+            skyline = Skyline(plan.queue, plan.nodes, walltime_s - self.policy.padding_s)
+            placed = skyline.fill(works)
         self._settle(plan, queue, walltime_s)
         why = reasons.asked(placed, skyline, plan)
         request = Request(queue.name, plan.nodes, walltime_s, why)
