@@ -82,7 +82,7 @@ SITUATIONS: list[tuple[str, list[dict[str, Any]], dict[str, Any], str]] = [
     ("lost too often", lost_times(6), {}, f"FAILED/lost@{SHARD}"),
     ("lost, and that is once too often", lost_times(1), {"max_lost": 0}, f"FAILED/lost@{SHARD}"),
     ("lost too often, then retried", [*lost_times(6), RETRIED], {}, READY),
-    ("interrupted", [start(), INTERRUPTED], {}, f"READY/c1.t1h30m@{SHARD}"),
+    ("interrupted", [start(), INTERRUPTED], {}, f"READY/c1.t1h@{SHARD}"),
     ("interrupted early", [start(), {**INTERRUPTED, "elapsed_s": 5}], {"time_limit": "1h"},
      f"READY/c1.t1h@{SHARD}"),
     ("interrupted too often", [start(), INTERRUPTED], {"max_interrupted": 0},

@@ -23,7 +23,7 @@ from spool.errors import SpoolError
 from spool.launcher import clock, inputs, mpirun, wrapping, zygote
 from spool.launcher.book import Grants
 from spool.launcher.spawner import Order, Spawner
-from spool.queue import apps, claim, faults, files, history, layout, processes
+from spool.queue import allocations, apps, claim, faults, files, history, layout, processes
 from spool.queue.owner import Owner
 from spool.queue.shape import Shape
 from spool.queue.tasks import Task
@@ -322,6 +322,12 @@ def clean_environment(environment: dict[str, str]) -> dict[str, str]:
         for name, value in environment.items()
         if not _OURS.fullmatch(name) or _KEPT.fullmatch(name)
     }
+
+
+def launcher_environment() -> dict[str, str]:
+    """What launchers that we start inherit: as a task, and the allocation we are in."""
+    kept = {allocations.VARIABLE: os.environ.get(allocations.VARIABLE, "")}
+    return clean_environment(dict(os.environ)) | {key: val for key, val in kept.items() if val}
 
 
 @lru_cache(maxsize=1024)

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from spool import units
 from spool.errors import SpoolError
 from spool.launcher import mpirun
-from spool.launcher.run import clean_environment
+from spool.launcher.run import launcher_environment
 from spool.queue import claim, files, layout, owner, processes
 from spool.queue.layout import State, Tree
 
@@ -135,7 +135,7 @@ def sizes_seen(way: Way) -> str:
     try:
         done = subprocess.run(
             words,
-            env=clean_environment(dict(os.environ)) | NEEDED,
+            env=launcher_environment() | NEEDED,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -250,7 +250,7 @@ class Minder:
             return 0
         self.child = subprocess.Popen(
             whole,
-            env=clean_environment(dict(os.environ)) | needed | {processes.MINDER: self.token},
+            env=launcher_environment() | needed | {processes.MINDER: self.token},
             stdin=subprocess.DEVNULL,
             process_group=0,  # a terminal's Ctrl-C is for us alone: they would get it twice
         )
@@ -368,7 +368,7 @@ def _end(child: subprocess.Popen[bytes]) -> None:
 
 def run_on_each(system: str, hosts: Sequence[str], words: Sequence[str]) -> dict[str, int]:
     """The exit code of a command on each node; 255 where it could not be run in time."""
-    environment = clean_environment(dict(os.environ))
+    environment = launcher_environment()
     running = {}
     for host in dict.fromkeys(hosts):
         whole = [*on_node(system, host), *words]
@@ -414,7 +414,7 @@ def on_node(system: str, host: str) -> list[str]:
 
 def one_on_each(system: str, hosts: Sequence[str], words: Sequence[str], log: Log) -> int:
     """Run one independent launcher on each node; 0 if all ended well, else the worst exit code."""
-    environment = clean_environment(dict(os.environ))
+    environment = launcher_environment()
     lines = [
         [*on_node(system, host), *words, *(("--nodes", host) if host else ())] for host in hosts
     ]

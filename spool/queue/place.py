@@ -226,7 +226,8 @@ def _queue(asked: Question, stage: str = "run") -> Place:
     source = str(story.arrived.get("source", "")) if story.arrived else ""
     wanted = wanted_shape(manifest, source)
     if story.had_s > wanted.time_s and not manifest.array:  # a chunk goes on where it was
-        wanted = msgspec.structs.replace(wanted, time_s=shape.round_time(story.had_s))
+        had_s = shape.round_time_down(story.had_s)
+        wanted = msgspec.structs.replace(wanted, time_s=max(wanted.time_s, had_s))
     if stage == "run" and stages.to_prepare(manifest, story):
         stage = "prepare"
     if stage != "run":

@@ -22,7 +22,13 @@ from spool import units
 from spool.queue import layout
 
 _LADDER_MINUTES = (1, 2, 5, 10, 15, 20, 30, 45, 60, 90, 120, 180, 240, 360, 480, 720, 960)
-TIME_LADDER = (*(60 * m for m in _LADDER_MINUTES), *(86400 * d for d in (1, 2, 3, 4, 5, 7, 10, 14)))
+TIME_LADDER = (
+    5,
+    15,
+    30,
+    *(60 * m for m in _LADDER_MINUTES),
+    *(86400 * d for d in (1, 2, 3, 4, 5, 7, 10, 14)),
+)
 MEMORY_LADDER = (64, 128, 256, 512, *(1024 * g * 2**k for k in range(13) for g in (1, 1.5)))
 SHAPE_LONGEST = 120
 _PLAIN = r"[A-Za-z0-9_+-]{1,32}"
@@ -81,6 +87,16 @@ def round_time(seconds: float) -> int:
         if seconds <= step:
             return step
     return min(int(-(-seconds // 604800)) * 604800, units.LONGEST)
+
+
+def round_time_down(seconds: float) -> int:
+    """Down to the last step of the time ladder; 0 below its first.
+
+    For a task that was interrupted after so long: rounded up, it might fit into no allocation of
+    the length it had.
+    """
+    steps = (step for step in reversed(TIME_LADDER) if step <= seconds)
+    return next(steps, 0)
 
 
 def round_memory(megabytes: int) -> int:
