@@ -582,3 +582,23 @@ def test_one_failing_rank_is_a_failed_task() -> None:
     task = started(FAILING, seats, 2)
     task.communicate(timeout=60)
     assert task.returncode != 0
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        (b"srun: error: Unable to create step for job 3: Memory required by task is not available\n",
+         "Unable to create step for job 3: Memory required by task is not available"),
+        (b"srun: cluster lacks binding\nsrun: error: Unable to confirm allocation for job 7: "
+         b"Socket timed out on send/recv operation\n",
+         "Unable to confirm allocation for job 7: Socket timed out on send/recv operation"),
+        (b"srun: error: Unable to create step for job 3: Requested nodes are busy\nresult 7\n", ""),
+        (b"srun: error: node1: task 0: Exited with exit code 1\n", ""),
+        (b"I say: srun: error: Unable to create step for job 3\n", ""),
+        (b"", ""),
+    ],
+)  # fmt: skip
+def test_a_step_that_slurm_did_not_let_begin_is_told_by_the_last_line(
+    said: bytes, why: str
+) -> None:
+    assert mpirun.refused(said) == why

@@ -19,7 +19,7 @@ from enum import Enum
 from typing import Any, NamedTuple
 
 from spool.errors import FileSystemFault, ManifestError
-from spool.launcher import asked, chunks, clock, ending, run
+from spool.launcher import asked, chunks, clock, ending, mpirun, run
 from spool.launcher.book import Grants
 from spool.launcher.children import Children, become_subreaper
 from spool.launcher.guard import Guard
@@ -188,6 +188,9 @@ class Crew:
         if short or running.stopping == "interrupted" or self._was_fenced(status):
             what = running.stopping or short or "lost"
             running.end = {**run.exit_event(running, self.owner.name), "what": what}
+        elif running.shape.mpi and status and (why := mpirun.refused(run.said_last(running))):
+            said = {"what": "interrupted", "reason": f"no rank began: {why}"}
+            running.end = {**run.exit_event(running, self.owner.name), **said}
         else:
             running.end = run.ended(running, self.owner.name, status, used, self.peak_kb)
         if array:

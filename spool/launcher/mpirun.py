@@ -338,6 +338,22 @@ def _fill(
     return made
 
 
+_REFUSED = re.compile(
+    rb"^srun: (?:error|fatal): (Unable to (?:create step|confirm allocation|contact)[^\n]*"
+    rb"|[^\n]*(?:Socket timed out|Unable to contact slurm controller)[^\n]*)\s*\Z",
+    re.MULTILINE,
+)
+
+
+def refused(said: bytes) -> str:
+    """Why the batch system let no rank begin, by the last line of an output; "" if one may have.
+
+    A controller that has just been restarted refuses steps for a moment: the task did not fail.
+    """
+    found = _REFUSED.search(said)
+    return found[1].decode(errors="replace").strip() if found else ""
+
+
 # -- its environment -----------------------------------------------------------------------------
 
 _IN_SLURM = {"SLURM_OVERLAP": "1"}  # or their own srun waits for cores that our step holds

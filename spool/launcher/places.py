@@ -29,6 +29,8 @@ from spool.queue.tasks import Task
 if TYPE_CHECKING:
     from spool.launcher.ranks import Ranks
 
+REFUSED_S = 3.0  # after the batch system let no rank begin: one just restarted is soon itself
+
 
 class Places:
     """Starts the claimed tasks of one launcher, here or at a rank; ranks None: all are here.
@@ -122,6 +124,8 @@ class Places:
             if sweeps and _ended_badly(running):
                 self._sweep(running.task.id, [grant.node for grant in running.grants])
             self._free(running.task.id, running.grants)
+            if running.shape.mpi and running.end and "reason" in running.end:
+                self.mpirun_at = clock.now() + REFUSED_S
             any_ended = True
         return any_ended
 

@@ -32,6 +32,7 @@ NOT_FOUND, NOT_RUNNABLE = 127, 126  # as shells say it
 SHORT = (*faults.FULL, *faults.SCARCE, errno.EAGAIN)
 """What the machine, and no fault of the program, answers when it is not to be started now."""
 FLOOR_SLACK_KB = 4096  # our mark is read once a second, and the kernel counts pages in batches
+SAID_LAST = 4096
 LONGEST_VARIABLE = 100_000  # Linux takes 128 KiB; more parents stand in manifest.json
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 GPUS = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK")
@@ -322,6 +323,15 @@ def clean_environment(environment: dict[str, str]) -> dict[str, str]:
         for name, value in environment.items()
         if not _OURS.fullmatch(name) or _KEPT.fullmatch(name)
     }
+
+
+def said_last(running: Running) -> bytes:
+    """The end of what a task's program wrote to its standard error."""
+    name = layout.ERRORS if running.task.manifest.output == "apart" else layout.OUTPUT
+    try:
+        return (files.read(f"{running.task.path}/{name}") or b"")[-SAID_LAST:]
+    except OSError:
+        return b""  # a program may have put anything in its place
 
 
 def launcher_environment() -> dict[str, str]:

@@ -6,12 +6,12 @@ Fails  Unreachable: the batch system gives no answer. SpoolError: a bad template
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Iterator
 
 import msgspec
 
+from spool import units
 from spool.queue.layout import Tree
 from spool.service import policy
 from spool.service.policy import ServiceSettings
@@ -50,19 +50,19 @@ def _missing(queue: Queue, partitions: list[Partition]) -> str:
 def _tried(requests: Requests, system: BatchSystem, queue: Queue) -> Checked:
     band = queue.bands[0]
     walltime_s = min(max(queue.min_s, 60.0), band.max_s or queue.min_s)
-    asked, order, text = requests.prepared(queue, band.min_nodes, walltime_s, "a check")
-    with tempfile.NamedTemporaryFile("w", suffix=".sh", delete=False) as file:
+    nodes = band.min_nodes
+    _, order, text = requests.prepared(queue, nodes, walltime_s, "a check")
+    with tempfile.NamedTemporaryFile("w", suffix=".sh") as file:
         file.write(text)
-    try:
-        said = system.dry_run(file.name, order)
-    except Declined as fault:
-        return Checked(queue.name, False, f"{fault} (asked for {_words(asked.nodes, walltime_s)})")
-    finally:
-        os.unlink(file.name)
+        file.flush()
+        try:
+            said = system.dry_run(file.name, order)
+        except Declined as fault:
+            return Checked(queue.name, False, f"{fault} (asked for {_words(nodes, walltime_s)})")
     if said is None:
         return Checked(queue.name, True, f"{system.name} has no dry run; the script was rendered")
-    return Checked(queue.name, True, f"{said} (asked for {_words(asked.nodes, walltime_s)})")
+    return Checked(queue.name, True, f"{said} (asked for {_words(nodes, walltime_s)})")
 
 
 def _words(nodes: int, walltime_s: float) -> str:
-    return f"{nodes} nodes, {walltime_s / 60:.0f} min"
+    return f"{units.count(nodes, 'node')}, {walltime_s / 60:.0f} min"
