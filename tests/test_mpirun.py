@@ -587,8 +587,8 @@ def test_one_failing_rank_is_a_failed_task() -> None:
 @pytest.mark.parametrize(
     ("said", "why"),
     [
-        (b"srun: error: Unable to create step for job 3: Memory required by task is not available\n",
-         "Unable to create step for job 3: Memory required by task is not available"),
+        (b"srun: error: Unable to create step for job 3: Memory required is not available\n",
+         "Unable to create step for job 3: Memory required is not available"),
         (b"srun: cluster lacks binding\nsrun: error: Unable to confirm allocation for job 7: "
          b"Socket timed out on send/recv operation\n",
          "Unable to confirm allocation for job 7: Socket timed out on send/recv operation"),
