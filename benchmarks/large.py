@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -31,6 +32,14 @@ MOST_MB = 100.0
 TIME_LIMIT = "12s"
 GRACE_S = 1  # a launcher interrupts its tasks so long, and a margin, before its time is up
 LAUNCHER_LONGEST_S = 120.0
+NO_BUDGET = """
+[service]
+system = "local"
+budget = 0
+[queues.local]
+nodes = "1-4"
+cores = 2
+"""
 
 
 def main() -> int:
@@ -126,6 +135,23 @@ def status(scale: Scale, count: int) -> list[Line]:
     ]
 
 
+def service(scale: Scale, count: int) -> list[Line]:
+    """`spool service --once`: its whole decision, on a budget that lets it ask for nothing."""
+    tree, folder = spool_in(scale.place), scale.place.fresh("service")
+    with open(tree.settings, "a") as settings:
+        settings.write(NO_BUDGET)
+    runs = [
+        measure.run(spools.command(tree, "service", "--once"), folder)
+        for _ in range(max(3, scale.repeat))
+    ]
+    seconds = statistics.median(ran.seconds for ran in runs)
+    figure, wanted = measure.milliseconds(seconds), measure.at_most(1.0)
+    return [
+        Line(f"service --once, {count:,} READY: seconds", figure, value=seconds, wanted=wanted),
+        memory("service --once", max(ran.peak_mb for ran in runs)),
+    ]
+
+
 def ls(scale: Scale, count: int) -> list[Line]:
     """`spool ls` of all, through a pipe."""
     tree, folder = spool_in(scale.place), scale.place.fresh("ls")
@@ -179,7 +205,7 @@ def shell(line: str, folder: str, wanted: int) -> float:
     return seconds
 
 
-STEPS: tuple[Callable[[Scale, int], list[Line]], ...] = (build, status, ls, launcher)
+STEPS: tuple[Callable[[Scale, int], list[Line]], ...] = (build, status, service, ls, launcher)
 
 if __name__ == "__main__":
     sys.exit(main())
