@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
 import click
 
+from spool import units
 from spool.commands import arrays, shared
 from spool.errors import NoSuchTask, SpoolError
-from spool.queue import files, history, layout, select, tasks
+from spool.queue import allocations, files, history, layout, select, tasks
+from spool.queue.allocations import Allocation
 from spool.queue.layout import FINAL, State, Tree
 from spool.queue.tasks import Spot, Task
 
@@ -73,6 +76,8 @@ def status_command(ctx: click.Context, /, as_json: bool) -> None:
     counted = census.take(tree)
     if not as_json:
         click.echo(tables.status(counted))
+        if live := list(allocations.live(tree)):
+            click.echo(f"\n{_allocations(live)}. See: spool queue")
         return
     shared.print_json(
         {
@@ -81,8 +86,20 @@ def status_command(ctx: click.Context, /, as_json: bool) -> None:
             "groups": {state: dict(groups) for state, groups in counted.groups.items()},
             "oldest_ready": counted.oldest_ready,
             "launchers": counted.launchers,
+            "allocations": [
+                {"name": one.asked.name, "state": one.standing.state, "nodes": one.asked.nodes}
+                for one in allocations.live(tree)
+            ],
         }
     )
+
+
+def _allocations(live: list[Allocation]) -> str:
+    """How many of them are where, in words."""
+    states = Counter(one.standing.state for one in live)
+    nodes = sum(one.asked.nodes for one in live)
+    words = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
+    return f"allocations: {words}, of {units.count(nodes, 'node')}"
 
 
 def read(tree: Tree, spot: Spot) -> tuple[Spot, Task]:
@@ -320,7 +337,6 @@ def wait_command(ctx: click.Context, /, timeout: str | None, as_json: bool, **ke
       spool wait "$id"
       spool wait --workflow g2 --timeout 2h
     """
-    from spool import units
     from spool.queue import wait
 
     tree, _ = shared.tree_of(ctx)
@@ -334,6 +350,10 @@ def wait_command(ctx: click.Context, /, timeout: str | None, as_json: bool, **ke
         name = shared.printable(ids[0])
         raise NoSuchTask(f"{name} in CREATED has no id to wait for before a launcher admits it")
     pending = wait.Pending(tree, named)
+    if pending.look() and not _somebody_runs(tree):
+        click.echo(
+            "spool: nothing runs tasks here. Run: spool launcher, or spool service", err=True
+        )
     limit = units.duration(timeout) if timeout is not None else None
     in_time = wait.wait(pending, limit, _show_pending if shared.is_terminal() else None)
     if shared.is_terminal():
@@ -343,6 +363,11 @@ def wait_command(ctx: click.Context, /, timeout: str | None, as_json: bool, **ke
         raise click.exceptions.Exit(TIMED_OUT_EXIT)
     if pending.ends[State.FAILED] or pending.ends[State.CANCELLED] or pending.blocked:
         raise click.exceptions.Exit(FAILED_EXIT)
+
+
+def _somebody_runs(tree: Tree) -> bool:
+    """Whether any owner holds a folder in RUNNING, or an allocation is asked for."""
+    return bool(tasks.groups(tree, State.RUNNING)) or any(allocations.live(tree))
 
 
 def _show_pending(pending: Any) -> None:
