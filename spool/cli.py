@@ -21,6 +21,7 @@ COMMANDS = {
     "ls": "seeing",
     "status": "seeing",
     "show": "seeing",
+    "why": "why",
     "history": "seeing",
     "log": "seeing",
     "tree": "graph",

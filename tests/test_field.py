@@ -128,6 +128,7 @@ def test_a_launcher_alone_records_its_allocation() -> None:
         "gpus": ["0", "1", "2", "3"],
         "memory_mb": 10_000,
         "nodes": 1,
+        "each": [[1, 6, 4, 10_000]],
         "allocation": {"system": "slurm", "job": "17", "cluster": ""},
     }
     assert "allocation" not in field.alone(own, ALONE).told()

@@ -159,11 +159,11 @@ def _show_json(tree: Tree, spot: Spot, found: Task) -> None:
 
 
 def _why(tree: Tree, spot: Spot, found: Task) -> str:
-    """How a task came to lie where it lies."""
-    from spool.report import tables
+    """How a task came to lie where it lies; `spool why` says more."""
+    from spool.queue.why.ended import sentence
 
     if spot.state is not State.WAITING or layout.parse_id(spot.group) is None:
-        return tables.why(found)
+        return sentence(found)
     from spool.queue import kinship
     from spool.queue.parents import Lookup
 

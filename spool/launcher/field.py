@@ -65,6 +65,7 @@ class Field:
             "gpus": list(self.nodes[0].gpus),
             "memory_mb": sum(node.memory_mb for node in self.nodes),
             "nodes": len(self.nodes),
+            "each": _each(self.nodes),
             **self.record,
         }
 
@@ -99,6 +100,12 @@ class Field:
     def leftovers(self, owner: Owner, children: set[int], log: Callable[[str], None]) -> Leftovers:
         """Who kills what is left on nodes where nothing of ours runs; children are the crew's."""
         return Leftovers(self.system, self.allocated, owner.settings.lease_dead_s, children, log)
+
+
+def _each(nodes: Sequence[Node]) -> list[list[int]]:
+    """[how many, cores, GPUs, megabytes] of nodes that are alike, in order."""
+    kinds = Counter((len(node.cpus), len(node.gpus), node.memory_mb) for node in nodes)
+    return [[count, *kind] for kind, count in kinds.items()]
 
 
 def own_node(size: Size, settings: Settings, granted: Allocation) -> Node:

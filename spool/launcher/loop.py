@@ -120,7 +120,8 @@ class Launcher:
         self.hands = Hands(self.tree, self.field.nodes, self.wishes, self.log)
         if self.field.crew:  # what is only simulated, no hand could run
             self.hands.parts, self.picker.ahead = [], lambda _: 0
-        self.picker.no_mpi = lambda: self.field.no_mpi(self.settings)
+        told, no_mpi = self.owner.tell, self.field.no_mpi
+        self.picker.no_mpi = lambda: told("no_mpi", no_mpi(self.settings))
         hosts = [node.name or self.owner.record["host"] for node in self.field.nodes]
         self.gate = Gate(self.owner, self.wishes.tags, hosts)
         self.picker.may = self.gate.may
@@ -150,8 +151,7 @@ class Launcher:
         return {
             **self.field.told(),
             **allocation.named(),
-            "features": sorted(self.wishes.features),
-            "hand_of": self.wishes.hand_of,
+            **self.wishes.told(),
             "ends": clock.epoch() + self.wishes.time_limit_s if self.ends_at else None,
             "dead_s": self.settings.lease_dead_s,
         }
@@ -437,7 +437,7 @@ class Launcher:
             self._interrupt("its time is up")
 
     def _interrupt(self, why: str) -> None:
-        self.draining = self.interrupting = True
+        self.draining = self.interrupting = self.owner.tell("draining", True)
         self.hands.recall(signal.SIGTERM)
         self._collect()  # what ended by itself before we asked has its own end
         self.log(f"interrupting {self.running_count} running tasks: {why}")
@@ -499,7 +499,7 @@ class Launcher:
     def heed(self, got: signal.Signals) -> None:
         """The first Ctrl-C lets running tasks end; a second one, TERM or HUP interrupts them."""
         if got is signal.SIGINT and not self.draining:
-            self.draining = True
+            self.draining = self.owner.tell("draining", True)
             self.hands.recall(got)
             self.crew.drain()
             if self.ranks:

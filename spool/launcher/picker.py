@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from spool import units
 from spool.launcher import clock
@@ -43,34 +44,30 @@ class Wishes:
     hand_of: int = 0
     mode: str = "auto"
 
+    def told(self) -> dict[str, Any]:
+        """What launcher.json says of it: `spool why` asks by these whether a task could run."""
+        return {
+            "mode": self.mode,
+            "workflow": self.workflow,
+            "tags": list(self.tags),
+            "features": sorted(self.features),
+            "hand_of": self.hand_of,
+        }
 
-class Picker:
-    """Chooses for one launcher; `ends_at` is the end of its time on its clock, or 0.
 
-    rate is how many tasks were lately started a second, mpiruns how many more may be started now:
-    set them as they change; margin_s of the end is for stopping what runs. no_mpi says why no task
-    of several ranks can run here, "" if they can; it is asked when the first of them is met. suits
-    looks at a task before it is claimed; ahead overrules how many tasks of a shape that does not
-    fit now may be claimed ahead; may says whether the limits of spool.toml let another one run.
+class Rules:
+    """What one launcher would claim at all; `ends_at` is the end of its time on its clock, or 0.
+
+    margin_s of the end is for stopping what runs. no_mpi says why no task of several ranks can run
+    here, "" if they can; it is asked when the first of them is met.
     """
 
-    def __init__(self, claimer: Claimer, book: Book, wishes: Wishes, ends_at: float) -> None:
-        self.claimer = claimer
+    def __init__(self, book: Book, wishes: Wishes, ends_at: float) -> None:
         self.book = book
         self.wishes = wishes
         self.ends_at = ends_at
-        self.rate = self.margin_s = 0.0
-        self.mpiruns = 1
+        self.margin_s = 0.0
         self.no_mpi: Callable[[], str] = lambda: "need several ranks, and there is no mpirun"
-        self.suits: Suits | None = None
-        self.ahead: Callable[[Shape], int] | None = None
-        self.few: Callable[[], bool] = lambda: False
-        self.may: Callable[[Shape], bool] = lambda shape: True
-        self.refused: dict[Shape, str] = {}
-        self.waiting_since: dict[Shape, float] = {}
-        self.tired: set[Shape] = set()
-        self._plan = book
-        self._ahead = 0
 
     def why_not(self, shape: Shape, now: float, *, any_size: bool = False) -> str:
         """Why this launcher will not take a shape, "" if it may; `any_size`: were it no matter."""
@@ -94,6 +91,31 @@ class Picker:
         if self.wishes.mode == "serial":
             return "need several ranks, and this launcher runs serial tasks only"
         return self.no_mpi()
+
+
+class Picker(Rules):
+    """Chooses for one launcher.
+
+    rate is how many tasks were lately started a second, mpiruns how many more may be started now:
+    set them as they change. suits looks at a task before it is claimed; ahead overrules how many
+    tasks of a shape that does not fit now may be claimed ahead; may says whether the limits of
+    spool.toml let another one run.
+    """
+
+    def __init__(self, claimer: Claimer, book: Book, wishes: Wishes, ends_at: float) -> None:
+        super().__init__(book, wishes, ends_at)
+        self.claimer = claimer
+        self.rate = 0.0
+        self.mpiruns = 1
+        self.suits: Suits | None = None
+        self.ahead: Callable[[Shape], int] | None = None
+        self.few: Callable[[], bool] = lambda: False
+        self.may: Callable[[Shape], bool] = lambda shape: True
+        self.refused: dict[Shape, str] = {}
+        self.waiting_since: dict[Shape, float] = {}
+        self.tired: set[Shape] = set()
+        self._plan = book
+        self._ahead = 0
 
     def claim(self, held: Collection[Held], limit: int) -> Iterator[Held]:
         """Claim up to `limit` tasks beyond those `held`, claimed and not started.

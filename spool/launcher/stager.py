@@ -92,7 +92,7 @@ class Stager:
         become_subreaper()
         dead_s, at_once = self.settings.lease_dead_s, self.settings.staging_at_once
         record: dict[str, Any] = {"at_once": at_once, "dead_s": dead_s, **allocation.named()}
-        record["hand_of"] = self.wishes.hand_of
+        record |= self.wishes.told()
         self.owner = Owner.start(self.tree, self.settings, "stager", **record)
         self.children = Children()
         self.guard = self._new_guard()

@@ -13,13 +13,12 @@ knows it too), look again, check it, write `arrived`, sync, and move it on.
 
 from __future__ import annotations
 
-import fnmatch
 import json
 import os
 import stat
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,28 +39,22 @@ from spool.queue import (
     trust,
 )
 from spool.queue.claim import printable
-from spool.queue.kinds import Input
+from spool.queue.complete import (
+    Print,
+    below,
+    fingerprint,
+    kind_of,
+    may_start,
+    peek,
+    wrong_input,
+)
 from spool.queue.manifest import Manifest
 from spool.queue.owner import Owner
 from spool.queue.place import Place
 from spool.queue.submit import chunk_mark, nest_name
 from spool.queue.tasks import Spot
 
-TEMPORARY = (
-    ".*.??????",
-    ".~tmp~",
-    ".rsync-partial",
-    "*.part",
-    "*.filepart",
-    "*.tmp",
-    ".nfs*",
-    "*.crdownload",
-)
-"""Names under which rsync, scp, sftp clients and NFS keep unfinished files."""
-
-MOST_ENTRIES = 200_000
 MOST_AT_ONCE = 1_000
-Print = tuple[tuple[str, int, int, int], ...]
 
 
 @dataclass(slots=True)
@@ -140,7 +133,7 @@ class Door:
 
     def _is_complete(self, spot: Spot) -> bool:
         path = spot.path(self.tree)
-        kind = _kind(path)
+        kind = kind_of(path)
         if kind in ("gone", "file"):
             return False
         if kind != "folder":
@@ -152,7 +145,7 @@ class Door:
             return False
         self.watched[spot] = self._next(watched, fingerprint(path), now)
         at_rest = now - self.watched[spot].since >= self.quiet
-        return _may_start(path, at_rest)
+        return may_start(path, at_rest)
 
     def _next(self, watched: Watched | None, seen: Print | None, now: float) -> Watched:
         """Count on from the last look if nothing changed, else begin again."""
@@ -177,7 +170,7 @@ class Door:
     def _id_for(self, spot: Spot) -> str:
         if layout.parse_id(spot.id):
             return spot.id
-        wanted = _peek(spot.path(self.tree))
+        wanted = peek(spot.path(self.tree))
         name = wanted.name if wanted and wanted.name else layout.as_name(printable(spot.id))
         mark = chunk_mark(wanted) if wanted else ""
         return layout.new_id(name, layout.lone_shard(time.time())) + mark
@@ -208,101 +201,9 @@ class Door:
         return ripe
 
 
-def _kind(path: str) -> str:
-    try:
-        mode = os.lstat(path).st_mode
-    except OSError:
-        return "gone"
-    if stat.S_ISDIR(mode):
-        return "folder"
-    return "file" if stat.S_ISREG(mode) else "other"
-
-
 def _held_name(task_id: str, source: str) -> str:
     """The name of an arrival in our folder; a source whose name is none is rejected anyway."""
     return layout.arriving(task_id, source if layout.is_name(source) else "")
-
-
-def fingerprint(path: str) -> Print | None:
-    """Names, sizes, change times and inodes below a directory; None while a transfer is under way.
-
-    The directory's own change time is left out: claiming it changes that. What cannot be read
-    counts as unchanged: it comes to rest, and is then rejected.
-    """
-    found: list[tuple[str, int, int, int]] = []
-    try:
-        for name, about in _below(path):
-            inner = name.rpartition("/")[2]
-            if any(fnmatch.fnmatchcase(inner, pattern) for pattern in TEMPORARY):
-                return None
-            found.append((name, about.st_size, about.st_ctime_ns, about.st_ino))
-            if len(found) > MOST_ENTRIES:
-                break
-    except FileNotFoundError:
-        return None
-    except OSError as fault:
-        found.append((f"unreadable: {fault.strerror}", 0, 0, 0))
-    return tuple(sorted(found))
-
-
-def _below(path: str) -> Iterator[tuple[str, os.stat_result]]:
-    """The names of all that lies below a directory, with what lstat says. Raises OSError."""
-    folders = [""]
-    while folders:
-        prefix = folders.pop()
-        for entry in files.scan(f"{path}/{prefix}"):
-            about = entry.stat(follow_symlinks=False)
-            yield prefix + entry.name, about
-            if stat.S_ISDIR(about.st_mode):
-                folders.append(f"{prefix}{entry.name}/")
-
-
-def _peek(path: str) -> Manifest | None:
-    """The manifest as it looks before the claim: a hint only."""
-    try:
-        raw = files.read(f"{path}/{layout.MANIFEST}", files.LARGEST_MANIFEST)
-        return manifest.parse(raw or b"", path)
-    except (ManifestError, OSError):
-        return None
-
-
-def _may_start(path: str, at_rest: bool) -> bool:
-    """Whether an arrival is complete: by proof at once, else by rest, with all inputs there."""
-    wanted = _peek(path)
-    if wanted is None:
-        return at_rest  # a manifest that will never parse is rejected; one still growing is not
-    inputs = wanted.input_list
-    proven = bool(inputs) and all(item.sha256 for item in inputs)
-    if not proven and not at_rest:
-        return False
-    if any(not files.exists(f"{path}/{item.path}") for item in inputs):
-        return False
-    return at_rest or not any(wrong_input(path, item) for item in inputs)
-
-
-def wrong_input(path: str, item: Input) -> str:
-    """What is wrong with one declared input; "" if it is as declared."""
-    where = f"{path}/{item.path}"
-    try:
-        about = os.lstat(where)
-    except OSError:
-        return f"input {item.path!r} is missing"
-    if item.size >= 0 and about.st_size != item.size:
-        return f"input {item.path!r} has {about.st_size} bytes, the manifest says {item.size}"
-    if item.sha256 and (found := _sha256(where)) != item.sha256:
-        return f"input {item.path!r} has sha256 {found}, the manifest says {item.sha256}"
-    return ""
-
-
-def _sha256(path: str) -> str:
-    import hashlib
-
-    try:
-        file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(file, "rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as fault:
-        return f"unreadable ({fault.strerror})"
 
 
 # -- from claimed to queued ----------------------------------------------------------------------
@@ -413,7 +314,7 @@ def _forbidden(path: str, arrival: Arrival) -> str:
     if arrival.source and not layout.is_name(arrival.source):
         return f"its door '@{printable(arrival.source)}' is named after no source"
     try:
-        for name, about in _below(path):
+        for name, about in below(path):
             if reason := _forbidden_inside(about.st_mode, bool(arrival.source)):
                 return f"holds {printable(name)!r}, {reason}"
     except OSError as fault:

@@ -425,6 +425,20 @@ def read(path: str, limit: int = 1 << 26) -> bytes | None:
         os.close(file)
 
 
+def tail(path: str, most: int) -> bytes:
+    """The last bytes of a regular file, at most so many; b"" if there is none that can be read."""
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return b""
+    try:
+        about = os.fstat(file)
+        start = max(0, about.st_size - most)
+        return os.pread(file, most, start) if stat.S_ISREG(about.st_mode) else b""
+    finally:
+        os.close(file)
+
+
 def read_from(file: int, limit: int) -> bytes:
     """What an open file holds, at most `limit` bytes."""
     content = os.read(file, min(limit, 65536))

@@ -19,6 +19,7 @@ from spool.queue.tasks import Spot
 
 UNFINISHED = (State.WAITING, State.READY, State.RUNNING)
 TRIES = 20
+DEEPEST = 100_000
 LOOKS = 2  # a task that moves while a walk goes by is met by the second
 
 
@@ -50,6 +51,24 @@ def blocked_groups(tree: Tree) -> dict[str, str]:
 
 
 _IN_VAIN = (State.FAILED, State.CANCELLED)
+
+
+def culprit(tree: Tree, spot: Spot) -> str:
+    """The task that ended unfinished under which one lies, however deep; "" if there is none.
+
+    What `blocked_groups` finds, for one task: only those above it are looked up.
+    """
+    kin = Lookup(tree)
+    for _ in range(DEEPEST):
+        if not layout.is_parent_group(spot.state, spot.group):
+            return ""
+        parent = kin[spot.group]
+        if parent.state in _IN_VAIN:
+            return parent.id
+        if (above := tasks.find(tree, parent.id, looks=2)) is None:
+            return ""
+        spot = above
+    return ""
 
 
 def blocked(tree: Tree, ids: set[str]) -> set[str]:

@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from spool import config
 from spool.config import Limit
@@ -319,6 +320,47 @@ def _close(tree: Tree, owner: str) -> None:
     except OSError as fault:
         if fault.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST):
             raise explained(fault, tree.tokens(owner)) from fault
+
+
+# -- who has them, for people --------------------------------------------------------------------
+
+
+class Use(NamedTuple):
+    """A limit at one look: on which node, if it is one for each; how many of its tokens are free,
+    and who has the others, by owner."""
+
+    limit: Limit
+    node: str
+    free: int
+    owners: dict[str, int]
+
+    @property
+    def reached(self) -> bool:
+        """Whether not one more may run now."""
+        return self.free <= 0
+
+
+def use(tree: Tree, limit: Limit, owners: Collection[str]) -> list[Use]:
+    """How a limit stands: once, or for each node where it was ever met. owners may hold tokens."""
+    whole = layout.limit_name(limit.kind, limit.name)
+    if not limit.per_node:
+        return [_use(tree, limit, whole, "", owners)]
+    met = (name for name in files.names(tree.folder(LIMITS)) if name.startswith(f"{whole}@"))
+    return [_use(tree, limit, name, name[len(whole) + 1 :], owners) for name in sorted(met)]
+
+
+def _use(tree: Tree, limit: Limit, name: str, node: str, owners: Collection[str]) -> Use:
+    tails = files.names(tree.limit(name))
+    free = sum(tail.isdecimal() and int(tail) <= limit.count for tail in tails)
+    held: dict[str, int] = {}
+    for owner in owners:
+        for folder in (tree.tokens(owner), tree.tokens_taken(owner)):
+            tokens = (layout.parse_token(token) for token in files.names(folder))
+            count = sum(told == name and tail.isdecimal() for told, tail in tokens)
+            if count:
+                held[owner] = held.get(owner, 0) + count
+    made = _read_size(tree.limit(name, SIZE)) or 0
+    return Use(limit, node, free + max(0, limit.count - made), held)
 
 
 # -- what a person or a power cut has removed ----------------------------------------------------

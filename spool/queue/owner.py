@@ -12,7 +12,7 @@ import os
 import time
 import zlib
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -21,6 +21,8 @@ from spool.config import Settings
 from spool.errors import LeaseLost, SpoolError
 from spool.queue import files, layout, processes
 from spool.queue.layout import State, Tree
+
+T = TypeVar("T")
 
 
 class Here(NamedTuple):
@@ -144,6 +146,16 @@ class Owner:
         """Change launcher.json."""
         self.record.update(changes)
         files.replace(self.tree.owner(self.name, layout.LAUNCHER), encoded(self.record))
+
+    def tell(self, key: str, word: T) -> T:
+        """Say in launcher.json what is news, for people; the word itself, whatever the disk says.
+
+        What is neither true nor told before is no news.
+        """
+        if self.record.get(key) != word and (word or key in self.record):
+            with suppress(OSError, SpoolError):
+                self.write_record(**{key: word})
+        return word
 
     def requests(self) -> list[str]:
         """The names in the inbox, VERB.ID each."""

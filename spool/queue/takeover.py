@@ -136,13 +136,9 @@ class Observer:
         """What is known of the holder of a RUNNING group."""
         name = holder(group)
         record = owner.read_record(self.tree, name)
-        if record.get("ended") or record.get("swept"):
-            return Verdict.DEAD
-        known = on_this_host(name, record, self.place)
-        if record.get("unguarded"):
-            return self._of_unguarded(name, record, known)
-        if known is Verdict.DEAD and not _all_here(record, self.place):
-            known = None  # its ranks may live on elsewhere, until their guards strike
+        known = at_one_look(name, record, self.place)
+        if record.get("unguarded") and known is not Verdict.DEAD:
+            return self._of_unguarded(name, record, on_this_host(name, record, self.place))
         verdict = known or self._by_token(name, record)
         if verdict is Verdict.UNDECIDED and self._allocation_over(record):
             return Verdict.DEAD
@@ -206,6 +202,16 @@ class Observer:
             return Verdict.DEAD
         steady = before.alive and quiet < 2 * settings.lease_beat_s
         return Verdict.ALIVE if steady else Verdict.UNDECIDED
+
+
+def at_one_look(name: str, record: dict[str, Any], place: Here) -> Verdict | None:
+    """What is known of an owner at one look; None: its token has to tell, or the batch system."""
+    if record.get("ended") or record.get("swept"):
+        return Verdict.DEAD
+    known = on_this_host(name, record, place)
+    if known is Verdict.DEAD and (record.get("unguarded") or not _all_here(record, place)):
+        return None  # its ranks may live on elsewhere, until their guards strike
+    return known
 
 
 def _all_here(record: dict[str, Any], place: Here) -> bool:

@@ -100,7 +100,8 @@ class Decider:
     def _complete(self) -> None:
         """What spool.toml leaves open of the queues, as the batch system tells it."""
         if not self.complete:
-            self.policy = policy.completed(self.wanted.policy, self.system.partitions())
+            self.memory.partitions = tuple(self.system.partitions())
+            self.policy = policy.completed(self.wanted.policy, self.memory.partitions)
             self.complete = True
 
     # -- what is learnt --------------------------------------------------------------------------

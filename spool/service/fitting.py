@@ -98,13 +98,14 @@ def why_unfit(work: Work, policy: Policy) -> str:
     """The limit that is nearest to letting a task in, as a person says it."""
     if not policy.queues:
         return "there is no queue to ask"
-    found = (_obstacle(work.shape, work, queue, policy) for queue in policy.queues)
+    found = (obstacle(work, queue, policy) for queue in policy.queues)
     return max(found, key=lambda one: one[:2])[2]
 
 
-def _obstacle(shape: Shape, work: Work, queue: Queue, policy: Policy) -> tuple[int, float, str]:
-    """How far a task gets with a queue, how much there is of what it lacks, and the words."""
-    named = named_queue(queue)
+def obstacle(work: Work, queue: Queue, policy: Policy) -> tuple[int, float, str]:
+    """How far a task gets with a queue that never takes it, how much there is of what it lacks,
+    and the words."""
+    shape, named = work.shape, named_queue(queue)
     if not shapes.has_features(shape.features, queue.features):
         return 0, 0, f"needs {_features(shape)}, and the nodes of {named} have {_has(queue)}"
     if why := _too_large(shape, queue.node, named):

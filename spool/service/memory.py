@@ -14,6 +14,7 @@ from spool import units
 from spool.errors import DiskFull
 from spool.queue import allocations, files
 from spool.queue.layout import Tree
+from spool.service.system import Partition
 from spool.service.troubles import Mark
 
 FILE = "service.json"
@@ -22,12 +23,14 @@ ROTATE_AT, KEPT = 4 << 20, 8
 
 
 class Memory(msgspec.Struct, kw_only=True):
-    """marks by queue, see troubles; last is the last decision's sentences; unfit was said once."""
+    """marks by queue, see troubles; last is the last decision's sentences; unfit was said once;
+    partitions are what the batch system has, for those who cannot or need not ask it."""
 
     marks: dict[str, Mark] = {}
     last: tuple[str, ...] = ()
     unfit: tuple[str, ...] = ()
     at_start: dict[str, int] = {}
+    partitions: tuple[Partition, ...] = ()
 
 
 def load(tree: Tree) -> Memory:

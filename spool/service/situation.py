@@ -28,14 +28,15 @@ def gather(
     """What is, now."""
     return Situation(
         needs=backlog.needs,
-        live=tuple(_live(tree, one) for one in ours),
+        live=tuple(live_of(tree, one) for one in ours),
         windows=_windows(system, policy) if backlog.needs else {},
         spent_node_s=tracking.spent_node_s(tree),
         troubles=troubles,
     )
 
 
-def _live(tree: Tree, one: Allocation) -> Live:
+def live_of(tree: Tree, one: Allocation) -> Live:
+    """An allocation as sizing sees it."""
     asked, seen = one.asked, one.standing
     running = seen.state in (RUNNING, ENDING)
     left_s = seen.left_s if seen.left_s is not None else asked.walltime_s - seen.ran_s
