@@ -349,7 +349,7 @@ def test_two_launchers_together_never_run_more_than_the_limit_says(
     allow(tree, '"tag:io" = 2')
     both = [begin("--cores", "4", idle="4s") for _ in range(2)]
     eventually(lambda: len(tasks.groups(tree, State.RUNNING)) == 2)
-    others = many(tree, 8, TIMED.format(0.2))
+    others = many(tree, 40, TIMED.format(0.2))
     limited = many(tree, 12, TIMED.format(0.2), tags=["io"])
     assert [one.wait(40) for one in both] == [0, 0]
     assert finished(tree, limited + others)
