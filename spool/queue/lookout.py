@@ -22,7 +22,7 @@ class Lookout:
 
     looked says that it did so at least once; undecided that some silent owner may be dead or not.
     over is a batch system's word on an allocation; clear is Leftovers', for owners of our own;
-    everyone: look at all owners, not up to the next living launcher only.
+    everyone: look at all owners, not up to the next living launcher only. one_shot: as Observer's.
     """
 
     def __init__(
@@ -34,10 +34,13 @@ class Lookout:
         clear: Callable[[str], bool] | None = None,
         *,
         everyone: bool = False,
+        one_shot: bool = False,
     ) -> None:
         self.owner, self.trusted, self.log = owner, trusted, log
         self.door = Door(owner, trusted)
-        self.observer = takeover.Observer(owner, over=over, clear=clear, everyone=everyone)
+        self.observer = takeover.Observer(
+            owner, over=over, clear=clear, everyone=everyone, one_shot=one_shot
+        )
         self.looked = self.undecided = False
         self._watched_at = self._swept_at = 0.0
         self.sweep = advance.Sweep(owner)

@@ -38,11 +38,15 @@ def here() -> Here:
     return Here(os.uname().nodename, _boot(), os.getpid())
 
 
-def _boot() -> str:
+def boot_id() -> str:
+    """This boot of the machine: the monotonic clock runs as long as it does."""
     with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-        boot = file.read().strip()
+        return file.read().strip()
+
+
+def _boot() -> str:
     namespace = os.stat("/proc/self/ns/pid").st_ino
-    return f"{zlib.crc32(f'{boot} {namespace}'.encode()):08x}"
+    return f"{zlib.crc32(f'{boot_id()} {namespace}'.encode()):08x}"
 
 
 class Owner:

@@ -37,12 +37,14 @@ from spool.queue import (
     limits,
     owner,
     processes,
+    silence,
     tasks,
 )
 from spool.queue.journal import Journal
 from spool.queue.layout import State, Tree
 from spool.queue.owner import Here, Owner
 from spool.queue.place import Place
+from spool.queue.silence import Silence
 from spool.queue.tasks import Task
 
 ASKED_EVERY_S = 30.0  # the batch system, about one allocation
@@ -58,25 +60,13 @@ class Verdict(Enum):
     UNSWEPT = "dead, but only those in its allocation can know that its tasks are gone"
 
 
-@dataclass(slots=True)
-class Silence:
-    """The last token read from an owner, and since when, on our clock, it has not changed.
-
-    alive says that our own eyes saw it change.
-    """
-
-    token: bytes | None
-    since: float
-    looked: float
-    alive: bool = False
-
-
 class Observer:
     """Watches other owners for one owner; keeps what it saw between looks.
 
     over(system, job) is the batch system's word on whether an allocation has ended; clear(name)
     sweeps the nodes of our own allocation bit by bit, and is true once nothing of that owner is
-    left there. everyone: none is left to another owner that watches too.
+    left there. everyone: none is left to another owner that watches too. one_shot: we are but one
+    of many short processes, which go on with what the last one saw.
     """
 
     def __init__(
@@ -87,8 +77,9 @@ class Observer:
         clear: Callable[[str], bool] | None = None,
         *,
         everyone: bool = False,
+        one_shot: bool = False,
     ) -> None:
-        self.me = me
+        self.me, self.one_shot = me, one_shot
         self.tree = me.tree
         self.clock = clock
         self.over, self.clear, self.everyone = over, clear, everyone
@@ -191,17 +182,28 @@ class Observer:
         settings, now = self.me.settings, self.clock()
         token = files.read(self.tree.owner(name, layout.HEARTBEAT), 256)
         before = self.silences.get(name)
+        if before is None and self.one_shot:
+            before = silence.recall(self.tree, name, now)
         if before is None or before.token != token:
-            self.silences[name] = Silence(token, now, now, alive=before is not None)
+            boot = owner.boot_id() if self.one_shot else ""
+            self._keep(name, Silence(token, now, now, alive=before is not None, boot=boot))
             return Verdict.ALIVE if before else Verdict.UNDECIDED
-        away, before.looked = now - before.looked, now
-        if away > max(2 * settings.lease_beat_s, LOOKS_WITHIN_S):
+        away = now - before.looked
+        if not before.kept and away > max(2 * settings.lease_beat_s, LOOKS_WITHIN_S):
             before.since = now  # we were away ourselves: the count starts again
+        if not before.kept or away >= settings.lease_beat_s:
+            before.looked, before.looks = now, before.looks + 1
+            self._keep(name, before)
         quiet = now - before.since
-        if quiet >= self._patience_s(record):
+        if quiet >= self._patience_s(record) and before.counts:
             return Verdict.DEAD
         steady = before.alive and quiet < 2 * settings.lease_beat_s
         return Verdict.ALIVE if steady else Verdict.UNDECIDED
+
+    def _keep(self, name: str, seen: Silence) -> None:
+        self.silences[name] = seen
+        if seen.kept:
+            silence.keep(self.tree, name, seen)
 
 
 def at_one_look(name: str, record: dict[str, Any], place: Here) -> Verdict | None:
