@@ -58,6 +58,8 @@ class State(StrEnum):
 
 
 FINAL = (State.FINISHED, State.FAILED, State.CANCELLED)
+POST, NOBODY = "service@", "nobody"
+"""launchers/service@OWNER names the one service; service@nobody is free."""
 FOLDERS = ("apps", "tmp", *State, "launchers", "allocations", "journal", "seen", "archive")
 
 _NAME = rf"[A-Za-z0-9][A-Za-z0-9._+-]{{0,{NAME_LONGEST - 1}}}"
@@ -225,6 +227,11 @@ def parse_owner(text: str) -> OwnerName | None:
     if not found:
         return None
     return OwnerName(found[1], found[2], found[3], int(found[4]), found[5])
+
+
+def is_post(text: str) -> bool:
+    """Whether this folder of launchers/ says who is the service."""
+    return text.startswith(POST)
 
 
 def claims_group(owner: str, taker: str) -> str:

@@ -6,57 +6,81 @@ Never  takes it from an owner that is not known to be dead.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
-from spool.queue import files
-from spool.queue.layout import Tree
+from spool.queue import files, layout
+from spool.queue.layout import State, Tree
 from spool.queue.owner import Owner
 from spool.queue.takeover import Verdict
 
-MARK = "service@"
-NOBODY = f"{MARK}nobody"
-TRIES = 5
+MARK = layout.POST
+NOBODY = f"{MARK}{layout.NOBODY}"
+TRIES, PAUSE_S = 10, 0.2
 Judge = Callable[[str], Verdict]
 
 
+def marks(tree: Tree) -> list[str]:
+    """The folders that name a holder, or nobody, by a fresh listing."""
+    return sorted(n for n in files.names(tree.folder("launchers")) if layout.is_post(n))
+
+
 def holders(tree: Tree) -> list[str]:
-    """Who holds the post, by a fresh listing: mostly one name, "nobody" if it is free."""
-    names = files.names(tree.folder("launchers"))
-    return sorted(name.removeprefix(MARK) for name in names if name.startswith(MARK))
+    """Who holds the post: one, mostly, or nobody; two where both have just taken it."""
+    return [mark.removeprefix(MARK) for mark in marks(tree) if mark != NOBODY]
+
+
+def is_dead(tree: Tree, holder: str, judge: Judge) -> bool:
+    """Whether a holder has lost its lease, or is known to be dead."""
+    return not files.holds(tree.group(State.RUNNING, holder)) or judge(holder) is Verdict.DEAD
 
 
 def take(me: Owner, judge: Judge) -> str:
-    """Take the post; "" if it is ours now, else the name of the owner that has it."""
-    tree = me.tree
+    """Take the post; "" if it is ours now, else the name of the owner that has it.
+
+    Where two have taken it at once each sees the other: the first by name stays. Whoever had it
+    before is seen too, and stays whatever its name, since it does not ask again.
+    """
+    tree, living = me.tree, []
     for _ in range(TRIES):
         found = holders(tree)
-        if found == [me.name]:
+        others = [one for one in found if one != me.name]
+        living = [one for one in others if not is_dead(tree, one, judge)]
+        if living and (me.name not in found or living[0] < me.name):
+            break
+        if living:
+            time.sleep(PAUSE_S)
+        elif found == [me.name]:
             return ""
-        for holder in found:
-            if holder not in (me.name, "nobody") and judge(holder) is not Verdict.DEAD:
-                if me.name in found:
-                    release(me)  # two took it at once: whoever sees another leaves it to him
-                return holder
-        if not found:
-            files.make_folder(tree.owner(NOBODY))
-            found = ["nobody"]
-        for other in found[1:]:
-            files.remove_folder(tree.owner(f"{MARK}{other}"))
-        if found[0] != me.name:
-            files.move(tree.owner(f"{MARK}{found[0]}"), tree.owner(f"{MARK}{me.name}"))
-    return "others, who take it again and again"
+        else:
+            _succeed(me, others, mine=me.name in found)
+    release(me)
+    return living[0] if living else "others, who take it again and again"
+
+
+def _succeed(me: Owner, dead: list[str], *, mine: bool) -> None:
+    """Take the marks of the dead away, the first of them, or nobody's, by making it ours."""
+    tree = me.tree
+    if not mine and not dead:
+        files.make_folder(tree.owner(NOBODY))
+    old = [f"{MARK}{one}" for one in dead] or [NOBODY]
+    if not mine:
+        files.move(tree.owner(old.pop(0)), tree.owner(f"{MARK}{me.name}"))
+    for mark in old:
+        files.remove_tree(tree.owner(mark))
 
 
 def is_ours(me: Owner) -> bool:
-    """Whether a fresh listing names us, and nobody else."""
-    return holders(me.tree) == [me.name]
+    """Whether a fresh listing names us, and nobody else, and our lease holds."""
+    return holders(me.tree) == [me.name] and me.holds_lease()
 
 
 def release(me: Owner) -> None:
     """Leave the post to whoever comes."""
-    if me.name not in holders(me.tree):
+    found, mine = marks(me.tree), f"{MARK}{me.name}"
+    if mine not in found:
         return
-    if "nobody" in holders(me.tree):
-        files.remove_folder(me.tree.owner(f"{MARK}{me.name}"))
+    if found == [mine]:
+        files.move(me.tree.owner(mine), me.tree.owner(NOBODY))
     else:
-        files.move(me.tree.owner(f"{MARK}{me.name}"), me.tree.owner(NOBODY))
+        files.remove_tree(me.tree.owner(mine))
