@@ -22,6 +22,7 @@ from spool.queue import (
     owner,
     parents,
     processes,
+    remains,
     shape,
     takeover,
     tasks,
@@ -53,6 +54,7 @@ def check(tree: Tree, settings: Settings, *, repair: bool, deep: bool) -> Iterat
     yield from _folders(tree, repair)
     with _alone(tree) if repair else nullcontext(), _checker(tree, settings) as me:
         yield from _owners(me, repair)
+        yield from _of_services(me, repair)
         yield from _leftovers(me, repair)
         yield from _queued(me, repair)
         yield from _final(me, repair, deep)
@@ -114,7 +116,7 @@ def _owners(me: Owner, repair: bool) -> Iterator[Finding]:
             yield _dead_owner(me, group, repair)
     held = {name for group in groups for name in (group.partition("~")[0], takeover.holder(group))}
     for name in sorted(files.names(tree.folder("launchers"))):
-        if name not in held:
+        if name not in held and not layout.is_post(name):
             yield from _dead_record(me, name, repair)
 
 
@@ -137,6 +139,16 @@ def _dead_record(me: Owner, name: str, repair: bool) -> Iterator[Finding]:
     if repair:
         files.remove_tree(path)
     yield Finding(path, "its owner died while it began or ended", "record removed", repair)
+
+
+def _of_services(me: Owner, repair: bool) -> Iterator[Finding]:
+    observer = Observer(me)
+
+    def is_dead(name: str) -> bool:
+        return observer.verdict(name) is Verdict.DEAD
+
+    for one in remains.found(me.tree, is_dead, repair=repair):
+        yield Finding(*one)
 
 
 def _leftovers(me: Owner, repair: bool) -> Iterator[Finding]:
