@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -56,6 +56,7 @@ class Asked(msgspec.Struct, kw_only=True, frozen=True):
     by_hand: bool = False  # a person asked for it: the service does not cancel it
     cost: float = 1.0
     cores: int = 0  # of a node, where known
+    host: str = ""  # where this machine alone can tell of it
 
 
 class Standing(msgspec.Struct, kw_only=True):
@@ -128,7 +129,11 @@ def prefix(tree: Tree) -> str:
 
 def new_name(tree: Tree) -> str:
     """A fresh name; at most 15 characters, as some batch systems want it."""
-    return f"{prefix(tree)}{layout.random_tails(1)[0][:5]}"
+    taken = True
+    while taken:
+        name = f"{prefix(tree)}{layout.random_tails(1)[0][:5]}"
+        taken = files.exists(path(tree, name))
+    return name
 
 
 def is_name(text: str) -> bool:
@@ -153,16 +158,21 @@ def path(tree: Tree, name: str, file: str = "") -> str:
 def make(tree: Tree, asked: Asked, script: str) -> None:
     """Write down what is about to be asked for, durably: it may be submitted then.
 
-    Raises DiskFull, OSError: it must not be submitted.
+    Raises DiskFull, OSError: nothing of it is left, and it must not be submitted.
     """
     files.make_folder(tree.folder("allocations"))
     folder = path(tree, asked.name)
     files.new_folder(folder)
-    files.write_new(f"{folder}/{SCRIPT}", script.encode(), mode=0o777)
-    write(tree, asked.name, Standing())
-    files.write_new(f"{folder}/{REQUEST}", _pretty(asked), sync=True)
-    files.sync(folder)
-    files.sync(tree.folder("allocations"))
+    try:
+        files.write_new(f"{folder}/{SCRIPT}", script.encode(), mode=0o777)
+        write(tree, asked.name, Standing())
+        files.replace(f"{folder}/{REQUEST}", _pretty(asked), sync=True)
+        files.sync(folder)
+        files.sync(tree.folder("allocations"))
+    except (OSError, SpoolError):
+        with suppress(OSError, SpoolError):
+            files.remove_tree(folder)
+        raise
 
 
 def write(tree: Tree, name: str, standing: Standing) -> None:
@@ -196,13 +206,13 @@ def _decoded(where: str, kind: type[Any]) -> Any:
 
 
 def names(tree: Tree) -> list[str]:
-    """All allocations there are, oldest last in no order that matters."""
+    """All allocations there are, in no order that matters."""
     return [name for name in files.names(tree.folder("allocations")) if is_name(name)]
 
 
-def live(tree: Tree) -> Iterator[Allocation]:
-    """Those that the ledger does not close."""
-    closed = {line.name for line in ledger(tree)}
+def live(tree: Tree, lines: Iterable[Closed] | None = None) -> Iterator[Allocation]:
+    """Those that the ledger, whose lines may be given, does not close."""
+    closed = {line.name for line in (ledger(tree) if lines is None else lines)}
     for name in sorted(names(tree)):
         if name not in closed and (found := read(tree, name)) is not None:
             yield found
@@ -238,6 +248,8 @@ def sign_in(tree: Tree, record: dict[str, Any], owner: str) -> None:
     """An owner that runs in one of our allocations leaves its name there, for the accounts."""
     if name := of_owner(record):
         with suppress(OSError, SpoolError):  # it costs a figure, never a task
+            if not files.exists(path(tree, name, REQUEST)):
+                return  # another spool's: we were started from inside one of its allocations
             files.make_folder(path(tree, name, LAUNCHERS))
             files.write_new(path(tree, name, f"{LAUNCHERS}/{owner}"), b"")
 
@@ -253,20 +265,28 @@ def of_owner(record: dict[str, Any]) -> str:
     return name if isinstance(name, str) and is_name(name) else ""
 
 
-def is_over(tree: Tree, record: dict[str, Any]) -> bool | None:
-    """Whether the service has seen the end of an owner's allocation; None: it knows none."""
+def _ending(tree: Tree, record: dict[str, Any]) -> str:
+    """How the batch system says that an owner's allocation ended; "" where it says nothing.
+
+    That it knows an allocation no more is no such word: its launchers may live.
+    """
     if not (name := of_owner(record)):
-        return None
-    return True if standing(tree, name).state == ENDED else None
+        return ""
+    seen, told = standing(tree, name), record.get("allocation")
+    job = str(told.get("job", "")) if isinstance(told, dict) else ""
+    if seen.state != ENDED or (job and seen.job and job != seen.job):
+        return ""  # it runs, or the owner has its name from the one inside which it was started
+    return "" if seen.outcome == NEVER else seen.outcome
+
+
+def is_over(tree: Tree, record: dict[str, Any]) -> bool | None:
+    """Whether the service has seen the end of an owner's allocation; None: it cannot tell."""
+    return True if _ending(tree, record) else None
 
 
 def was_stopped(tree: Tree, record: dict[str, Any]) -> bool:
     """Whether the batch system ended an owner's allocation: by walltime, preemption, a cancel."""
-    name = of_owner(record)
-    if not name:
-        return False
-    seen = standing(tree, name)
-    return seen.state == ENDED and seen.outcome in STOPPED
+    return _ending(tree, record) in STOPPED
 
 
 def age_s(stamp: str, now: float) -> float:

@@ -8,15 +8,24 @@ Fails  Declined: the batch system said no, and the record says what. SpoolError:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from spool import units
 from spool.queue import allocations, files, owner
-from spool.queue.allocations import ASKED, ENDED, QUEUED, Allocation, Asked, Closed, Standing
+from spool.queue.allocations import (
+    ASKED,
+    ENDED,
+    NEVER,
+    QUEUED,
+    Allocation,
+    Asked,
+    Closed,
+    Standing,
+)
 from spool.queue.layout import Tree
 from spool.service import script
 from spool.service.policy import ServiceSettings
-from spool.service.system import BatchSystem, Declined, Order, Unreachable
+from spool.service.system import BatchSystem, Declined, Order, Unreachable, host_of
 from spool.service.terms import NodeShape, Queue
 
 REFUSED = "refused"
@@ -63,6 +72,7 @@ class Requests:
             by_hand=by_hand,
             cost=queue.cost,
             cores=queue.node.cores,
+            host=host_of(self.system),
         )
         order = Order(
             name=name,
@@ -100,14 +110,21 @@ class Requests:
             words += ["--nodes", str(nodes), "--no-pin"]
         return words
 
-    def ask(self, asked: Asked, order: Order, text: str) -> Allocation:
+    def ask(
+        self, asked: Asked, order: Order, text: str, may: Callable[[], bool] = lambda: True
+    ) -> Allocation:
         """Write it down and submit it. Raises Declined, DiskFull, OSError.
 
         Where no usable answer comes it may have been submitted: it stays asked for, and the next
-        looks at the batch system tell.
+        looks at the batch system tell. `may` is asked once the record is there, so that of two
+        services at work by mistake one sees that it is not alone, or the other sees the record;
+        where it says no the allocation is over at once.
         """
         allocations.make(self.tree, asked, text)
         one = Allocation(asked, Standing(state=ASKED))
+        if not may():
+            self._closed(one, NEVER, "the post of service was another's")
+            return one
         try:
             one.standing.job = self.system.submit(
                 allocations.path(self.tree, asked.name, allocations.SCRIPT), order
@@ -116,21 +133,21 @@ class Requests:
         except Unreachable as fault:
             one.standing.why = f"no answer to the submission: {fault}"
         except Declined as fault:
-            self._refused(one, str(fault))
+            self._closed(one, REFUSED, str(fault))
             raise
         allocations.write(self.tree, asked.name, one.standing)
         return one
 
-    def _refused(self, one: Allocation, said: str) -> None:
-        """Close an allocation that the batch system would not take."""
-        one.standing.state, one.standing.outcome = ENDED, REFUSED
+    def _closed(self, one: Allocation, outcome: str, said: str) -> None:
+        """Close an allocation that was not submitted, or not taken."""
+        one.standing.state, one.standing.outcome = ENDED, outcome
         one.standing.why, one.standing.ended = said, units.now_stamp()
         allocations.write(self.tree, one.asked.name, one.standing)
         line = Closed(
             name=one.asked.name,
             queue=one.asked.queue,
             nodes=one.asked.nodes,
-            outcome=REFUSED,
+            outcome=outcome,
             ended=one.standing.ended,
             waited_s=0.0,
             ran_s=0.0,
@@ -140,8 +157,16 @@ class Requests:
         allocations.close(self.tree, line)
 
     def withdraw(self, ours: Sequence[Allocation]) -> None:
-        """Ask the batch system for their end. Raises Unreachable."""
-        self.system.cancel([one.standing.job for one in ours if one.standing.job])
+        """Ask the batch system for the end of those that it knows. Raises Unreachable, Declined."""
+        mine = (one for one in ours if tells_of(self.system, one))
+        if jobs := [one.standing.job for one in mine if one.standing.job]:
+            self.system.cancel(jobs)
+
+
+def tells_of(system: BatchSystem, one: Allocation) -> bool:
+    """Whether this batch system is the one that was asked for an allocation."""
+    asked = one.asked
+    return asked.system == system.name and asked.host in ("", host_of(system))
 
 
 def request_end(tree: Tree, name: str, why: str) -> None:

@@ -47,7 +47,7 @@ def live_of(tree: Tree, one: Allocation) -> Live:
         walltime_s=asked.walltime_s,
         running=running,
         left_s=max(0.0, left_s) if running else asked.walltime_s,
-        waited_s=seen.waited_s,
+        waited_s=0.0 if asked.by_hand else seen.waited_s,  # it is never asked for differently
         unneeded_s=seen.unneeded_s,
         busy=busy(tree, asked.name) if running else 0.0,
         draining=seen.state == ENDING or bool(seen.withdrawn) or (running and _left(tree, asked)),

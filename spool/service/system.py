@@ -132,6 +132,11 @@ class BatchSystem(Protocol):
         ...
 
 
+def host_of(system: BatchSystem) -> str:
+    """The host that alone can tell of this batch system's jobs; "" for any."""
+    return os.uname().nodename if system.name == "local" else ""
+
+
 # -- one command ---------------------------------------------------------------------------------
 
 

@@ -6,12 +6,13 @@ Never  decides anything: losing a journal costs a figure.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 
-from spool.queue import allocations, files, owner
+from spool.queue import allocations, owner
 from spool.queue.allocations import Allocation
 from spool.queue.layout import Tree
 
@@ -90,5 +91,9 @@ def _count(value: object) -> int:
 
 def output_tail(tree: Tree, name: str, limit: int = 2_000) -> str:
     """The end of what an allocation's script printed, for a person."""
-    raw = files.read(allocations.path(tree, name, allocations.OUTPUT)) or b""
-    return raw[-limit:].decode(errors="replace").strip()
+    try:
+        with open(allocations.path(tree, name, allocations.OUTPUT), "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - limit))
+            return file.read(limit).decode(errors="replace").strip()
+    except OSError:
+        return ""
