@@ -9,15 +9,16 @@ Fails  SpoolError, OSError: the spool itself cannot be read or written.
 from __future__ import annotations
 
 import math
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
 
 from spool import units
 from spool.queue import allocations
-from spool.queue.allocations import NEVER, STOPPED, Allocation, Closed
+from spool.queue.allocations import ENDED, NEVER, Allocation, Closed
 from spool.queue.layout import Tree
 from spool.service import backlog, memory, policy, situation, sizing, troubles, usage
 from spool.service.policy import ServiceSettings
@@ -26,20 +27,24 @@ from spool.service.system import BatchSystem, Declined, Unreachable
 from spool.service.terms import Decision, Queue, Request
 from spool.service.tracking import Tracker
 
-AT_START_S = 30.0
-"""An allocation that ends so soon, and in which no launcher signed in, died at its start."""
+NO_TROUBLE = ("preempted", "cancelled", NEVER)
+"""Outcomes that say nothing of the queue or of our script."""
+NOT_OURS = "the post of service is not ours any more: nothing is asked"
+_LASTS = re.compile(r"\b(?:\d+[dhms])+\b")
 
 
 class Report(msgspec.Struct, kw_only=True):
     """One decision and what became of it, as the journal has it.
 
-    ready counts tasks and chunks, live allocations; why are sentences, for people.
+    ready counts tasks and chunks, live allocations; why are sentences, for people; loud is what a
+    person should see to, said once.
     """
 
     system: str
     ready: int = 0
     live: dict[str, int] = {}
     why: tuple[str, ...] = ()
+    loud: tuple[str, ...] = ()
     asked: list[dict[str, Any]] = []
     withdrawn: list[dict[str, str]] = []
     refused: list[dict[str, Any]] = []
@@ -51,7 +56,12 @@ class Report(msgspec.Struct, kw_only=True):
     @property
     def acted(self) -> bool:
         """Whether anything was asked for, cancelled or found to have ended."""
-        return bool(self.asked or self.withdrawn or self.refused or self.ended)
+        return bool(self.asked or self.withdrawn or self.refused or self.ended or self.loud)
+
+
+def gist(words: Iterable[str]) -> tuple[str, ...]:
+    """What sentences say, whatever they say of how long something lasts: ages alone are no news."""
+    return tuple(sorted({_LASTS.sub("...", word) for word in words}))
 
 
 class Decider:
@@ -72,23 +82,30 @@ class Decider:
         self.requests = Requests(tree, system, wanted)
         self.tracker = Tracker(tree, system, keep=dry)
         self.memory = memory.load(tree)
+        self.mark = policy.mark(tree.root, wanted.template)
+        if self.mark != self.memory.settings:
+            self.memory.settings, self.memory.marks, self.memory.unfit = self.mark, {}, ()
         self.policy = wanted.policy
         self.complete = False
+        self.report = Report(system=system.name)
+        self.strays: set[str] = set()
 
     def step(self) -> Report:
         """Look, decide, act."""
         now = time.time()
-        report = Report(system=self.system.name)
+        report = self.report = Report(system=self.system.name)
+        self.memory.marks = troubles.bounded(self.memory.marks, now)
         try:
             ours = self.tracker.look(now)
             self._complete()
         except Unreachable as fault:
-            self._trouble(troubles.EVERYWHERE, troubles.SILENT, str(fault), now)
+            self._silent(fault, now)
             report.why = (f"nothing is decided: {self.system.name} gives no answer: {fault}",)
             return self._told(report)
         finally:
             self._learn(report, now)
         self._answered()
+        self._cancel_strays(now)
         waits = backlog.take(self.tree, now)
         report.ready, report.staged, report.live = waits.tasks, waits.staged, _by_state(ours)
         rests = troubles.standing(self.memory.marks, now)
@@ -114,18 +131,46 @@ class Decider:
             self._judge(one, line, now)
 
     def _judge(self, one: Allocation, line: Closed, now: float) -> None:
-        """An allocation that died at its start is a trouble of its queue; preemption is none."""
-        if line.outcome in (*STOPPED, NEVER) or one.standing.withdrawn:
-            return
-        signed_in = bool(allocations.launchers(self.tree, line.name))
-        if signed_in:
+        """An allocation in which no launcher came to work is a trouble of its queue, the more so
+        the longer it took; and so are several in a row whose launchers found nothing to do."""
+        if line.tasks or line.failed:
             self.memory.marks = troubles.cleared(self.memory.marks, line.queue)
-        elif line.ran_s < AT_START_S:
-            said = usage.output_tail(self.tree, line.name).splitlines()[-1:] or ["it said nothing"]
-            self._trouble(line.queue, "died at start", f"{line.name}: {said[0][:200]}", now)
+        if line.tasks or line.failed or line.outcome in NO_TROUBLE or one.standing.withdrawn:
+            return
+        if allocations.launchers(self.tree, line.name):
+            said = f"{line.name}: no task began in {line.ran_s:.0f} s"
+            self._trouble(line.queue, troubles.IDLE, said, now)
+        else:
+            tail = usage.output_tail(self.tree, line.name).splitlines()
+            said = tail[-1][:200] if tail else "it said nothing"
+            self._trouble(line.queue, troubles.AT_START, f"{line.name}: {said}", now)
 
     def _trouble(self, queue: str, cause: str, said: str, now: float) -> None:
+        before = self.memory.marks.get(queue)
         self.memory.marks = troubles.marked(self.memory.marks, queue, cause, said, now)
+        mark = self.memory.marks[queue]
+        if (before is None or mark.until != before.until) and mark.until > now:
+            times = f", {mark.count} times in a row" if mark.count > 1 else ""
+            rest = units.print_duration(round(mark.until - now))
+            self._say(f"{_named(queue)} is left alone for {rest}: {cause}{times}: {said}")
+
+    def _silent(self, fault: Exception, now: float) -> None:
+        """The batch system gives no answer; that is said once."""
+        marks = troubles.marked(
+            self.memory.marks, troubles.EVERYWHERE, troubles.SILENT, str(fault), now
+        )
+        self.memory.marks = marks
+        if marks[troubles.EVERYWHERE].count == 1:
+            self._say(f"{self.system.name} gives no answer: {fault}")
+
+    @property
+    def rest_s(self) -> float:
+        """For how long a batch system without an answer is not asked again."""
+        mark = self.memory.marks.get(troubles.EVERYWHERE)
+        return troubles.rest_s(mark.cause, mark.count) if mark else 0.0
+
+    def _say(self, text: str) -> None:
+        self.report.loud = (*self.report.loud, text)
 
     def _answered(self) -> None:
         mark = self.memory.marks.get(troubles.EVERYWHERE)
@@ -137,41 +182,80 @@ class Decider:
     def _do(self, decision: Decision, ours: list[Allocation], report: Report, now: float) -> None:
         report.why, report.figures = decision.why, dict(decision.figures)
         report.unfit = decision.unfit
-        by_hand = {one.asked.name for one in ours if one.asked.by_hand}
-        ends = {gone.name: gone.why for gone in decision.withdrawals if gone.name not in by_hand}
+        for shape, why in decision.unfit:
+            if shape not in self.memory.unfit:
+                self._say(
+                    f"{shape} can never run: {why}. Change [queues] in spool.toml, or the task"
+                )
         for one in ours:
-            name, seen = one.asked.name, one.standing
-            if (word := wanted_end(self.tree, name)) and not seen.withdrawn:
-                ends[name] = word
-            if seen.unneeded != (name in decision.unneeded):
-                seen.unneeded = not seen.unneeded
+            if one.standing.unneeded != (one.asked.name in decision.unneeded):
+                one.standing.unneeded = not one.standing.unneeded
                 self._write(one)
-        self._withdraw([one for one in ours if one.asked.name in ends], ends, report, now)
+        if not self._withdraw(ours, self._ends(decision, ours), report, now):
+            return
+        refused: set[str] = set()
         for request in decision.requests:
-            if not self._ask(request, report, now):
-                break
+            if request.queue not in refused and not self._ask(request, report, now):
+                if not report.refused or report.refused[-1]["queue"] != request.queue:
+                    break
+                refused.add(request.queue)
+
+    def _ends(self, decision: Decision, ours: list[Allocation]) -> dict[str, str]:
+        """What is to be cancelled, and why: what sizing says, but for what a person asked for;
+        what a person wants; and again what was cancelled and is still there."""
+        by_name = {one.asked.name: one for one in ours}
+        ends = {
+            gone.name: gone.why
+            for gone in decision.withdrawals
+            if not by_name[gone.name].asked.by_hand
+        }
+        for name, one in by_name.items():
+            if word := one.standing.withdrawn or wanted_end(self.tree, name):
+                ends[name] = word
+        return ends
 
     def _write(self, one: Allocation) -> None:
         if not self.dry:
             allocations.write(self.tree, one.asked.name, one.standing)
 
     def _withdraw(
-        self, gone: list[Allocation], whys: dict[str, str], report: Report, now: float
-    ) -> None:
-        if not gone:
-            return
+        self, ours: list[Allocation], whys: dict[str, str], report: Report, now: float
+    ) -> bool:
+        """Cancel these; False if the batch system gives no answer, then the next decision does."""
+        gone = [one for one in ours if one.asked.name in whys]
         for one in gone:
-            one.standing.withdrawn = whys[one.asked.name]
-            report.withdrawn.append({"name": one.asked.name, "why": whys[one.asked.name]})
-        if self.dry:
-            return
+            if not one.standing.withdrawn:
+                report.withdrawn.append({"name": one.asked.name, "why": whys[one.asked.name]})
+        if self.dry or not gone:
+            return True
         try:
             self.requests.withdraw(gone)
         except Unreachable as fault:
-            self._trouble(troubles.EVERYWHERE, troubles.SILENT, str(fault), now)
-            return  # the next decision withdraws them again
+            self._silent(fault, now)
+            return False
+        except Declined as fault:
+            if report.withdrawn:  # else it was said before
+                self._say(f"cannot be cancelled, tried again and again: {fault}")
         for one in gone:
+            one.standing.withdrawn = whys[one.asked.name]
             self._write(one)
+        return True
+
+    def _cancel_strays(self, now: float) -> None:
+        """Jobs of ours that were given up, and wait now after all, must not run beside others."""
+        waiting = {job.id: job for job in self.tracker.strays if job.state == "queued"}
+        if self.dry or not waiting:
+            return
+        for job in waiting.values():
+            if job.id not in self.strays:
+                self._say(f"{job.name} was given up and is there after all: cancelled")
+        self.strays |= set(waiting)
+        try:
+            self.system.cancel(list(waiting))
+        except Unreachable as fault:
+            self._silent(fault, now)
+        except Declined:
+            return  # the next look tries again
 
     def _ask(self, request: Request, report: Report, now: float) -> bool:
         """Ask for one allocation; False: ask for no more now."""
@@ -190,20 +274,23 @@ class Decider:
             report.asked.append(told)
             return True
         if not self.may_ask():
-            report.why = (*report.why, "the post of service is not ours any more: nothing is asked")
+            report.why = (*report.why, NOT_OURS)
             return False
         try:
-            one = self.requests.ask(asked, order, text)
+            one = self.requests.ask(asked, order, text, self.may_ask)
         except Declined as fault:
             report.refused.append(told | {"cause": fault.cause, "said": str(fault)})
             self._trouble(queue.name, fault.cause, str(fault), now)
             return False
+        if one.standing.state == ENDED:
+            report.why = (*report.why, NOT_OURS)
+            return False
         report.asked.append(told | {"job": one.standing.job})
         if not one.standing.job:
-            self._trouble(troubles.EVERYWHERE, troubles.SILENT, one.standing.why, now)
+            self._trouble(queue.name, troubles.UNANSWERED, one.standing.why, now)
             return False
         mark = self.memory.marks.get(queue.name)
-        if mark is not None and mark.cause != "died at start":
+        if mark is not None and mark.cause not in troubles.IN_VAIN:
             self.memory.marks = troubles.cleared(self.memory.marks, queue.name)
         return True
 
@@ -216,7 +303,7 @@ class Decider:
         """Keep the report in the journal where it says anything new."""
         if self.dry:
             return report
-        words = tuple(sorted(report.why))
+        words = gist(report.why)
         if report.acted or words != self.memory.last:
             memory.note(self.tree, "decision", **msgspec.to_builtins(report))
         self.memory.last = words
@@ -233,14 +320,22 @@ def _by_state(ours: list[Allocation]) -> dict[str, int]:
 
 
 def sentences(report: Report, *, dry: bool = False) -> list[str]:
-    """A report for the screen, a line each."""
+    """A report for the screen, a line each; what is loud comes last."""
     lines = [f"{line['name']} ended: {_outcome(line)}" for line in report.ended]
     verb = "would cancel" if dry else "cancels"
     lines += [f"{verb} {one['name']}: {one['why']}" for one in report.withdrawn]
     lines += report.why
     lines += [_asked(one) for one in report.asked if not dry]
-    queue = "the default queue"
-    return lines + [f"{one['queue'] or queue} refuses: {one['said']}" for one in report.refused]
+    return lines + warnings(report)
+
+
+def warnings(report: Report) -> list[str]:
+    """What a person should see to, a line each."""
+    return [f"WARNING: {one}" for one in report.loud]
+
+
+def _named(queue: str) -> str:
+    return f"queue {queue}" if queue else "the default queue"
 
 
 def _asked(one: dict[str, Any]) -> str:

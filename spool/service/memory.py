@@ -23,13 +23,16 @@ ROTATE_AT, KEPT = 4 << 20, 8
 
 
 class Memory(msgspec.Struct, kw_only=True):
-    """marks by queue, see troubles; last is the last decision's sentences; unfit was said once;
-    partitions are what the batch system has, for those who cannot or need not ask it."""
+    """marks by queue, see troubles; last is the gist of the last decision; unfit was said once.
+
+    settings is a mark of spool.toml: what went wrong under others says nothing. partitions are what
+    the batch system has, for those who cannot or need not ask it.
+    """
 
     marks: dict[str, Mark] = {}
     last: tuple[str, ...] = ()
     unfit: tuple[str, ...] = ()
-    at_start: dict[str, int] = {}
+    settings: str = ""
     partitions: tuple[Partition, ...] = ()
 
 

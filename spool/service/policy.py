@@ -8,6 +8,7 @@ Fails  SpoolError: a bad value, with file, key and what is allowed. NotASpool.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ import msgspec
 
 from spool import config, units
 from spool.errors import SpoolError
+from spool.queue import files
 from spool.queue.layout import SETTINGS, is_name
 from spool.service.system import Partition
 from spool.service.terms import Band, NodeShape, Policy, Queue
@@ -259,6 +261,12 @@ def load(root: str) -> ServiceSettings:
         queues={name: QueueSettings(**_some(keys, _OWN)) for name, keys in read.items()},
         **found,
     )
+
+
+def mark(root: str, template: str) -> str:
+    """A mark of spool.toml and the job script's template as they are: another is a change."""
+    paths = [f"{root}/{SETTINGS}"] + [f"{root}/{template}"] * bool(template)
+    return hashlib.sha256(b"\0".join(files.read(path) or b"" for path in paths)).hexdigest()[:16]
 
 
 def _tables(section: Any, path: str) -> dict[str, Any]:

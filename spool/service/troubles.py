@@ -13,7 +13,11 @@ EVERYWHERE = "*"
 REST_S = (60.0, 300.0, 900.0, 1800.0, 3600.0)
 """After the first, second … trouble of one cause; a controller that is down rests the least."""
 SILENT_REST_S = (15.0, 30.0, 60.0, 120.0, 300.0)
-SILENT = "unreachable"
+IDLE_REST_S = (0.0, *REST_S)
+SILENT, UNANSWERED = "unreachable", "a submission was not answered"
+AT_START, IDLE = "died at start", "did nothing"
+IN_VAIN = (AT_START, IDLE)
+"""That a request is taken is no end of these: what comes of it has to show that."""
 BOUND_TO_FAIL = ("account", "partition", "script", "limit")
 """Refusals that a person has to see to: the rest starts at its second step."""
 
@@ -30,14 +34,23 @@ class Mark(msgspec.Struct, frozen=True):
 Marks = dict[str, Mark]
 
 
+def rest_s(cause: str, count: int) -> float:
+    """For how long a queue rests after so many troubles of one cause in a row."""
+    steps = {SILENT: SILENT_REST_S, IDLE: IDLE_REST_S}.get(cause, REST_S)
+    step = max(1, count) - 1 + (cause in BOUND_TO_FAIL)
+    return steps[min(step, len(steps) - 1)]
+
+
 def marked(marks: Marks, queue: str, cause: str, said: str, now: float) -> Marks:
-    """The marks with one more trouble of a queue."""
+    """The marks with one more trouble of a queue.
+
+    What dies while its queue rests was asked for before: it is no trouble more.
+    """
     before = marks.get(queue)
     count = before.count + 1 if before is not None and before.cause == cause else 1
-    steps = SILENT_REST_S if cause == SILENT else REST_S
-    step = count - 1 + (cause in BOUND_TO_FAIL)
-    rest_s = steps[min(step, len(steps) - 1)]
-    return {**marks, queue: Mark(cause, said, count, now + rest_s)}
+    if count > 1 and before is not None and cause in IN_VAIN and now < before.until:
+        return {**marks, queue: msgspec.structs.replace(before, said=said)}
+    return {**marks, queue: Mark(cause, said, count, now + rest_s(cause, count))}
 
 
 def cleared(marks: Marks, queue: str) -> Marks:
@@ -45,12 +58,20 @@ def cleared(marks: Marks, queue: str) -> Marks:
     return {name: mark for name, mark in marks.items() if name != queue}
 
 
-def standing(marks: Marks, now: float) -> dict[str, Trouble]:
-    """What sizing is to respect now. A clock that was set back makes no rest longer than it is."""
-    longest = REST_S[-1]
-    left = {queue: min(mark.until - now, longest) for queue, mark in marks.items()}
+def bounded(marks: Marks, now: float) -> Marks:
+    """The marks where no rest is longer than it should be: a clock may have been set back."""
     return {
-        queue: Trouble(f"{mark.cause}: {mark.said}", left[queue])
+        queue: msgspec.structs.replace(
+            mark, until=min(mark.until, now + rest_s(mark.cause, mark.count))
+        )
         for queue, mark in marks.items()
-        if left[queue] > 0
+    }
+
+
+def standing(marks: Marks, now: float) -> dict[str, Trouble]:
+    """What sizing is to respect now."""
+    return {
+        queue: Trouble(f"{mark.cause}: {mark.said}", mark.until - now)
+        for queue, mark in marks.items()
+        if mark.until > now
     }
