@@ -53,21 +53,22 @@ def service_command(
     tree, settings = shared.tree_of(ctx)
     from spool.service import policy, script
 
-    wanted = policy.load(tree.root)
+    often = {} if interval is None else {"interval_s": _seconds(interval)}
+
+    def load() -> Any:
+        return msgspec.structs.replace(policy.load(tree.root), **often)
+
     if template:
-        click.echo(script.template(tree, wanted.template), nl=False)
-        return
-    if interval is not None:
-        wanted = msgspec.structs.replace(wanted, interval_s=_seconds(interval))
-    if check:
-        _check(ctx, tree, wanted, as_json=as_json)
+        click.echo(script.template(tree, load().template), nl=False)
+    elif check:
+        _check(ctx, tree, load(), as_json=as_json)
     elif dry_run:
-        _dry_run(tree, wanted, as_json=as_json)
+        _dry_run(tree, load(), as_json=as_json)
     else:
         from spool.service.loop import Service
 
         screen = _Screen(as_json=as_json, quiet=quiet)
-        Service(tree, settings, wanted, screen.show, screen.say).run(once=once)
+        Service(tree, settings, load, screen.show, screen.say).run(once=once)
 
 
 def _seconds(text: str) -> float:
@@ -79,26 +80,24 @@ def _seconds(text: str) -> float:
 
 
 class _Screen:
-    """Says each decision once: what is repeated says nothing new."""
+    """Says of each decision what the last did not say."""
 
     def __init__(self, *, as_json: bool, quiet: bool) -> None:
         self.as_json, self.quiet = as_json, quiet
         self.last: tuple[str, ...] = ()
 
     def show(self, report: Any, *, dry: bool = False) -> None:
-        """A decision, if it is another than the last, or something was done."""
+        """A decision: what was done, and of its reasons those that are new."""
         from spool import units
         from spool.service import deciding
 
         if self.as_json:
             shared.print_json({"time": units.now_stamp(), **msgspec.to_builtins(report)})
             return
-        if not report.acted and report.why == self.last:
-            return
-        self.last = report.why
-        wrong = [f"{one['queue'] or 'the default queue'} refuses: {one['said']}"
-                 for one in report.refused]  # fmt: skip
-        for line in wrong if self.quiet else deciding.sentences(report, dry=dry):
+        fresh = tuple(one for one in report.why if deciding.gist([one])[0] not in self.last)
+        self.last = deciding.gist(report.why)
+        told = msgspec.structs.replace(report, why=fresh)
+        for line in deciding.warnings(report) if self.quiet else deciding.sentences(told, dry=dry):
             click.echo(f"{units.now_stamp()[:19]}Z {shared.printable(line)}")
 
     def say(self, text: str) -> None:

@@ -14,7 +14,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import TypeVar
 
 from spool import config, units
 from spool.config import Settings
@@ -23,14 +24,18 @@ from spool.queue import allocations, files, tasks
 from spool.queue.layout import State, Tree
 from spool.queue.lookout import Lookout
 from spool.queue.owner import Owner
-from spool.service import post
+from spool.queue.takeover import Observer
+from spool.service import policy, post
 from spool.service.deciding import Decider, Report
 from spool.service.policy import ServiceSettings
 from spool.service.system import BatchSystem, Unreachable
 from spool.service.systems import find
 from spool.service.terms import NodeShape, Policy
 
+T = TypeVar("T")
 TICK_S = 1.0
+BEAT_WITHIN_S = 1.0
+DOOR_S = 2.0  # beyond the quiet that an arrival needs
 SOON_S = 5.0  # between two decisions, where a lane came that was not there
 STAGER_IDLE = "30s"
 LOCAL = "local@"
@@ -60,20 +65,32 @@ class Service:
         self,
         tree: Tree,
         settings: Settings,
-        wanted: ServiceSettings,
+        load: Callable[[], ServiceSettings],
         show: Callable[[Report], None],
         say: Callable[[str], None],
     ) -> None:
-        self.tree, self.settings, self.wanted = tree, settings, wanted
+        """`load` reads spool.toml: at once, and again whenever that has changed."""
+        self.tree, self.settings, self.load = tree, settings, load
         self.show, self.say = show, say
-        self.system = system_of(tree, wanted)
-        self.decider = Decider(tree, wanted, self.system, lambda: post.is_ours(self.owner))
+        self.mark = ""
+        self._renew()
         self.stopped = threading.Event()
         self.stager: subprocess.Popen[bytes] | None = None
-        self.pool = ThreadPoolExecutor(1, thread_name_prefix="lookout")
+        self.pool = ThreadPoolExecutor(2, thread_name_prefix="service")
         self.looking: Future[None] | None = None
+        self.complaint = ""
         self.decided_at = 0.0
         self.lanes: set[str] = set()
+
+    def _renew(self) -> None:
+        """Take spool.toml and the template as they are now. Raises SpoolError."""
+        wanted = self.load()
+        system = system_of(self.tree, wanted)
+        decider = Decider(self.tree, wanted, system, self._may_ask)
+        self.wanted, self.system, self.decider, self.mark = wanted, system, decider, decider.mark
+
+    def _may_ask(self) -> bool:
+        return post.is_ours(self.owner)
 
     # -- from the first heartbeat to the last ----------------------------------------------------
 
@@ -81,14 +98,14 @@ class Service:
         """Look after the spool until SIGTERM or Ctrl-C; or `once`. Raises SpoolError, LeaseLost."""
         old = {number: signal.signal(number, self._stop) for number in self._heeded()}
         try:
-            self._open()
+            self._open(one_shot=once)
             try:
                 if once:
                     self._look_to_the_end()
                     self._decide()
                 else:
                     while not self.stopped.wait(TICK_S):
-                        self._turn()
+                        self._calm_turn()
             finally:
                 self._close()
         finally:
@@ -103,22 +120,49 @@ class Service:
     def _stop(self, number: int, frame: object) -> None:
         self.stopped.set()
 
-    def _open(self) -> None:
+    def _open(self, *, one_shot: bool) -> None:
         self.owner = Owner.start(self.tree, self.settings, "service", system=self.system.name)
-        trusted = config.trusted_users()
-        self.lookout = Lookout(self.owner, trusted, self.say, self._is_over, everyone=True)
-        if holder := post.take(self.owner, self.lookout.observer.verdict):
-            self.owner.end()
-            silent = units.print_duration(int(self.settings.lease_dead_s))
-            raise SpoolError(
-                f"{self.tree.root} has its service already: {holder}. Were that dead, its post"
-                f" would be free {silent} after its last heartbeat"
-            )
+        self.lookout = Lookout(
+            self.owner,
+            config.trusted_users(),
+            self.say,
+            self._is_over,
+            everyone=True,
+            one_shot=one_shot,
+        )
+        # Whoever is started again and again is a one-shot too until it has the post.
+        observer = Observer(self.owner, over=self._is_over, one_shot=True)
+        holder = self.owner.name
+        try:
+            holder = post.take(self.owner, observer.verdict)
+        finally:
+            if holder:
+                self.owner.end()
+        if holder:
+            raise SpoolError(self._taken(holder))
+
+    def _taken(self, holder: str) -> str:
+        silent = units.print_duration(int(self.settings.lease_dead_s))
+        return (
+            f"{self.tree.root} has its service already: {holder}. If that host is gone, start"
+            f" another now and then: at the third look, its heartbeat silent for {silent}, the"
+            " post is free"
+        )
 
     def _close(self) -> None:
         self.pool.shutdown(wait=True)
         post.release(self.owner)
         self.owner.end()
+
+    def _calm_turn(self) -> None:
+        """A turn; where the file system fails it is said, and tried again."""
+        try:
+            self._turn()
+        except (FileSystemFault, OSError) as fault:
+            kind = f"{type(fault).__name__} {getattr(fault, 'errno', '')}"
+            if kind != self.complaint:
+                self.say(f"{fault}; later again")
+            self.complaint = kind
 
     def _is_over(self, system: str, job: str) -> bool | None:
         """The batch system's word on a launcher's allocation that is none of ours."""
@@ -148,10 +192,32 @@ class Service:
     def _decide(self) -> None:
         self.decided_at = time.monotonic()
         self.lanes = set(files.names(self.tree.state(State.READY)))
-        report = self.decider.step()
+        self._heed_changes()
+        report = self._beside(self.decider.step)
+        self.complaint = ""
         self.show(report)
         if report.staged:
             self._mind_stagers()
+
+    def _heed_changes(self) -> None:
+        """Where spool.toml or the template was changed go by it, if it is any good."""
+        mark = policy.mark(self.tree.root, self.wanted.template)
+        if mark == self.mark:
+            return
+        try:
+            self._renew()
+        except SpoolError as fault:
+            self.mark = mark
+            self.say(f"{fault}. Until that is mended the settings from before hold")
+        else:
+            self.say("spool.toml has changed: the new settings hold from now on")
+
+    def _beside(self, work: Callable[[], T]) -> T:
+        """Do it in a thread: a batch system may take its time, and the lease must be kept."""
+        doing = self.pool.submit(work)
+        while not wait([doing], BEAT_WITHIN_S).done:
+            self.owner.beat_if_due()
+        return doing.result()
 
     # -- beside the decisions --------------------------------------------------------------------
 
@@ -161,19 +227,21 @@ class Service:
             if not self.looking.done():
                 return
             done, self.looking = self.looking, None
-            try:
-                done.result()
-            except (FileSystemFault, OSError) as fault:
-                self.say(f"looking around failed, later again: {fault}")
+            done.result()
         self.looking = self.pool.submit(self.lookout.look)
 
     def _look_to_the_end(self) -> None:
-        """One look around, waited for while the lease is kept."""
-        looking = self.pool.submit(self.lookout.look)
-        while not looking.done():
-            self.owner.beat_if_due()
-            time.sleep(0.002)
-        looking.result()
+        """One look around; arrivals that may be complete are waited for until they were quiet."""
+        door, quiet_s = self.lookout.door, self.settings.door_quiet_s
+        until = time.monotonic() + quiet_s + DOOR_S
+        try:
+            self._beside(self.lookout.look)
+            while (door.under_way or door.holding) and time.monotonic() < until:
+                if self.stopped.wait(min(TICK_S, quiet_s / 4)):
+                    return
+                self._beside(self.lookout.look)
+        except (FileSystemFault, OSError) as fault:
+            self.say(f"looking around failed: {fault}")
 
     def _mind_stagers(self) -> None:
         """Start a stager where lanes wait for one and none is at work on this host."""
