@@ -34,8 +34,9 @@ def queue_command(ctx: click.Context, everything: bool, as_json: bool) -> None:
 
     tree, _ = shared.tree_of(ctx)
     wanted = policy.load(tree.root)
-    found = viewing.look(tree, system_of(tree, wanted), time.time())
-    rows = found.live + (found.over if everything else found.over[-SHOWN:])
+    most = None if everything else SHOWN
+    found = viewing.look(tree, system_of(tree, wanted), time.time(), most)
+    rows = found.live + found.over
     if as_json:
         for row in rows:
             shared.print_json(msgspec.to_builtins(row))
@@ -43,8 +44,8 @@ def queue_command(ctx: click.Context, everything: bool, as_json: bool) -> None:
     for word in found.words:
         click.echo(word, err=True)
     click.echo(tables.allocations([msgspec.to_builtins(row) for row in rows]))
-    if len(found.over) > SHOWN and not everything:
-        click.echo(f"and {len(found.over) - SHOWN:,} that are over: spool queue --all")
+    if found.more:
+        click.echo(f"and {found.more:,} more that are over: spool queue --all")
 
 
 @queue_command.command("cancel")
@@ -53,7 +54,7 @@ def queue_command(ctx: click.Context, everything: bool, as_json: bool) -> None:
 def cancel_command(ctx: click.Context, names: tuple[str, ...]) -> None:
     """Ask for the end of allocations; their tasks go back to READY."""
     from spool.queue import allocations
-    from spool.service import policy, requests
+    from spool.service import policy, requests, tracking
     from spool.service.loop import system_of
 
     tree, _ = shared.tree_of(ctx)
@@ -68,12 +69,18 @@ def cancel_command(ctx: click.Context, names: tuple[str, ...]) -> None:
         ours.append(one)
     system = system_of(tree, policy.load(tree.root))
     for one in ours:
+        if not requests.tells_of(system, one):
+            where = f"{one.asked.system} {one.asked.host}".strip()
+            raise SpoolError(f"{one.asked.name} was asked of {where}: cancel it there")
+    for one in ours:
         requests.request_end(tree, one.asked.name, "asked by hand")
-    jobs = system.jobs(allocations.prefix(tree), [one.standing.job for one in ours])
-    by_name = {job.name: job.id for job in jobs.values()}
-    system.cancel([one.standing.job or by_name.get(one.asked.name, "") for one in ours])
+    jobs = tracking.jobs_of(tree, system, ours)
+    if known := [job.id for one in ours if (job := tracking.found(one, jobs))]:
+        system.cancel(known)
     for one in ours:
         click.echo(one.asked.name)
+        if tracking.found(one, jobs) is None:
+            click.echo(f"spool: {system.name} does not know it yet; the service ends it", err=True)
 
 
 @click.command("submit-launch")

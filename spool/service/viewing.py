@@ -44,10 +44,11 @@ class View(msgspec.Struct):
     live: list[Row]
     over: list[Row]
     words: list[str]
+    more: int = 0
 
 
-def look(tree: Tree, system: BatchSystem, now: float) -> View:
-    """All allocations as they are now."""
+def look(tree: Tree, system: BatchSystem, now: float, most: int | None = None) -> View:
+    """All allocations as they are now; of those that are over the last `most`, and `more`."""
     words, tracker = [], Tracker(tree, system, keep=True)
     try:
         ours = tracker.look(now)
@@ -55,8 +56,11 @@ def look(tree: Tree, system: BatchSystem, now: float) -> View:
     except Unreachable as fault:
         words.append(f"{system.name} gives no answer, so this is as of the last look: {fault}")
         ours, over = [one for one in allocations.live(tree) if one.live], []
+    lines = [*allocations.ledger(tree), *over]
+    shown = lines if most is None else lines[-most:]
     rows = [_of_live(tree, one) for one in ours]
-    return View(rows, [_of_over(tree, line) for line in [*allocations.ledger(tree), *over]], words)
+    ended = [_of_over(tree, line) for line in shown]
+    return View(rows, ended, words, len(lines) - len(shown))
 
 
 def _of_live(tree: Tree, one: Allocation) -> Row:
