@@ -19,7 +19,7 @@ from scripted import Scripted
 from spool import config
 from spool.queue import allocations, files, owner
 from spool.queue.layout import State, Tree
-from spool.service import loop, policy, post
+from spool.service import loop, policy, post, troubles
 from spool.service.deciding import Decider
 from spool.service.local_tree import LocalTree, Record, Run
 from spool.service.loop import Service, system_of
@@ -229,6 +229,19 @@ def test_a_slow_batch_system_costs_no_lease(
         time.sleep(0.05)
     service.stop()
     assert len(tokens) >= 5
+
+
+def test_a_controller_that_is_down_is_asked_less_and_less(
+    tree: Tree, scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(troubles, "SILENT_REST_S", (0.1, 0.2, 0.4, 100.0))
+    scripted.down()
+    service = Words(tree)
+    eventually(lambda: len(service.reports()) >= 4, "it tries again")
+    time.sleep(0.7)
+    service.stop()
+    assert len(service.reports()) == 4 and service.said() == []
+    assert sum(len(told["loud"]) for told in service.reports()) == 1
 
 
 def test_a_full_disk_stops_no_service(tree: Tree, scripted: Scripted) -> None:

@@ -151,8 +151,10 @@ class Service:
 
     def _close(self) -> None:
         self.pool.shutdown(wait=True)
-        post.release(self.owner)
-        self.owner.end()
+        try:
+            post.release(self.owner)
+        finally:
+            self.owner.end()
 
     def _calm_turn(self) -> None:
         """A turn; where the file system fails it is said, and tried again."""
@@ -181,8 +183,11 @@ class Service:
             self._decide()
 
     def _is_due(self) -> bool:
-        """When the interval is over; or a little after a lane came that was not there."""
+        """When the interval is over; or a little after a lane came that was not there; but later
+        where the batch system gave no answer."""
         past_s = time.monotonic() - self.decided_at
+        if self.decided_at and past_s < self.decider.rest_s:
+            return False
         if not self.decided_at or past_s >= self.wanted.interval_s:
             return True
         if past_s < min(SOON_S, self.wanted.interval_s):
