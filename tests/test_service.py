@@ -340,6 +340,19 @@ def test_one_allocation_that_came_too_late_is_no_trouble(
     assert memory.load(tree).marks == {} and step.loud == []
 
 
+@pytest.mark.parametrize("outcome", ["timeout", "node-fail", ""])
+def test_launchers_that_were_killed_before_they_told_of_a_task_are_no_trouble(
+    tree: Tree, system: Scripted, step: Steps, outcome: str
+) -> None:
+    one(tree, time_estimate="10m")
+    for _ in range(3):
+        (asked,) = step().asked
+        worked(tree, asked["name"])
+        dies(tree, system, outcome=outcome, used_s=300.0)
+    step()
+    assert memory.load(tree).marks == {}
+
+
 @pytest.mark.parametrize("outcome", ["preempted", "cancelled"])
 def test_preemption_is_no_trouble(tree: Tree, system: Scripted, step: Steps, outcome: str) -> None:
     one(tree, time_estimate="10m")

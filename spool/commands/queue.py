@@ -56,6 +56,7 @@ def cancel_command(ctx: click.Context, names: tuple[str, ...]) -> None:
     from spool.queue import allocations
     from spool.service import policy, requests, tracking
     from spool.service.loop import system_of
+    from spool.service.system import Unreachable
 
     tree, _ = shared.tree_of(ctx)
     closed = {line.name for line in allocations.ledger(tree)}
@@ -74,7 +75,10 @@ def cancel_command(ctx: click.Context, names: tuple[str, ...]) -> None:
             raise SpoolError(f"{one.asked.name} was asked of {where}: cancel it there")
     for one in ours:
         requests.request_end(tree, one.asked.name, "asked by hand")
-    jobs = tracking.jobs_of(tree, system, ours)
+    try:
+        jobs = tracking.jobs_of(tree, system, ours)
+    except Unreachable as fault:
+        raise Unreachable(f"{fault}. What you want is noted: the service will see to it") from None
     if known := [job.id for one in ours if (job := tracking.found(one, jobs))]:
         system.cancel(known)
     for one in ours:

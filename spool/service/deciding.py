@@ -29,6 +29,8 @@ from spool.service.tracking import Tracker
 
 NO_TROUBLE = ("preempted", "cancelled", NEVER)
 """Outcomes that say nothing of the queue or of our script."""
+LEFT = ("completed", "failed")
+"""Outcomes of launchers that left by themselves."""
 NOT_OURS = "the post of service is not ours any more: nothing is asked"
 _LASTS = re.compile(r"\b(?:\d+[dhms])+\b")
 
@@ -138,8 +140,9 @@ class Decider:
         if line.tasks or line.failed or line.outcome in NO_TROUBLE or one.standing.withdrawn:
             return
         if allocations.launchers(self.tree, line.name):
-            said = f"{line.name}: no task began in {line.ran_s:.0f} s"
-            self._trouble(line.queue, troubles.IDLE, said, now)
+            if line.outcome in LEFT and not one.asked.by_hand:
+                said = f"{line.name}: no task ended in its {line.ran_s:.0f} s"
+                self._trouble(line.queue, troubles.IDLE, said, now)
         else:
             tail = usage.output_tail(self.tree, line.name).splitlines()
             said = tail[-1][:200] if tail else "it said nothing"
