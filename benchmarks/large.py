@@ -32,14 +32,8 @@ MOST_MB = 100.0
 TIME_LIMIT = "12s"
 GRACE_S = 1  # a launcher interrupts its tasks so long, and a margin, before its time is up
 LAUNCHER_LONGEST_S = 120.0
-NO_BUDGET = """
-[service]
-system = "local"
-budget = 0
-[queues.local]
-nodes = "1-4"
-cores = 2
-"""
+NO_BUDGET = 'system = "local"\nbudget = 0\n'
+LOCAL_QUEUE = '[queues.local]\nnodes = "1-4"\ncores = 2\n'
 
 
 def main() -> int:
@@ -138,8 +132,10 @@ def status(scale: Scale, count: int) -> list[Line]:
 def service(scale: Scale, count: int) -> list[Line]:
     """`spool service --once`: its whole decision, on a budget that lets it ask for nothing."""
     tree, folder = spool_in(scale.place), scale.place.fresh("service")
-    with open(tree.settings, "a") as settings:
-        settings.write(NO_BUDGET)
+    with open(tree.settings) as settings:
+        text = settings.read()
+    with open(tree.settings, "w") as settings:
+        settings.write(text.replace("[service]\n", f"[service]\n{NO_BUDGET}", 1) + LOCAL_QUEUE)
     runs = [
         measure.run(spools.command(tree, "service", "--once"), folder)
         for _ in range(max(3, scale.repeat))

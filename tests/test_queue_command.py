@@ -187,6 +187,15 @@ def test_a_launch_that_cannot_be_is_refused(
     assert live(tree) == []
 
 
+def test_the_budget_holds_for_what_is_asked_by_hand(tree: Tree, command: Command) -> None:
+    Path(tree.settings).write_text(
+        f"format = 1\n{SETTINGS}".replace("[service]", "[service]\nbudget = 1")
+    )
+    said = command("submit-launch", "-t", "2h")
+    assert said.returncode == 1 and "the budget has 1.0 node-hours of 1.0" in said.stderr
+    assert live(tree) == []
+
+
 def test_an_allocation_asked_of_another_host_is_cancelled_there(
     tree: Tree, command: Command
 ) -> None:

@@ -107,13 +107,14 @@ def cancel_command(ctx: click.Context, names: tuple[str, ...]) -> None:
 def submit_launch_command(ctx: click.Context, /, as_json: bool, dry_run: bool, **said: Any) -> None:
     """Ask the batch system for one allocation with a launcher in it; its name is printed.
 
-    The service counts it among its own, but never cancels what was asked for by hand.
+    The service counts it among its own, but never cancels what was asked for by hand. The budget
+    of spool.toml holds for it too.
 
     \b
       spool submit-launch -N 2 -t 10m -q debug -A Project --mode serial
     """
     from spool import units
-    from spool.service import policy
+    from spool.service import policy, situation
     from spool.service.loop import system_of
     from spool.service.requests import Requests
 
@@ -136,6 +137,8 @@ def submit_launch_command(ctx: click.Context, /, as_json: bool, dry_run: bool, *
     if dry_run:
         click.echo(text, nl=False)
         return
+    if dear := situation.too_dear(tree, wanted.policy, queue, asked.nodes, walltime_s):
+        raise SpoolError(f"{dear}. See service.budget in {tree.settings}")
     one = Requests(tree, system, wanted).ask(asked, order, text)
     if as_json:
         shared.print_json(msgspec.to_builtins(one))

@@ -120,11 +120,12 @@ def _why_queue(
         return caps.why_narrow(queue, nodes), True
     walltime_s = max(queue.min_s, lead.time_s + policy.padding_s)
     if nodes > caps.affords(queue, walltime_s):
-        return _too_dear(nodes, walltime_s, caps), False
+        return too_dear(nodes, walltime_s, caps), False
     return _waits(lead, nodes, named, policy), False
 
 
-def _too_dear(nodes: int, walltime_s: float, caps: Caps) -> str:
+def too_dear(nodes: int, walltime_s: float, caps: Caps) -> str:
+    """Why the budget does not pay for an allocation."""
     left = hours(max(0.0, caps.budget_left_node_s))
     total = hours(caps.policy.budget_node_s or 0.0)
     wanted = f"{units.count(nodes, 'node')} for {units.print_duration(walltime_s)}"

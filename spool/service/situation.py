@@ -11,10 +11,11 @@ from collections.abc import Iterable
 from spool.queue import allocations, owner
 from spool.queue.allocations import ENDING, RUNNING, Allocation
 from spool.queue.layout import Tree
-from spool.service import tracking
+from spool.service import reasons, tracking
 from spool.service.backlog import Backlog
+from spool.service.caps import Caps
 from spool.service.system import BatchSystem, Unreachable
-from spool.service.terms import Live, Policy, Situation, Trouble, Window
+from spool.service.terms import Live, Policy, Queue, Situation, Trouble, Window
 
 
 def gather(
@@ -33,6 +34,15 @@ def gather(
         spent_node_s=tracking.spent_node_s(tree),
         troubles=troubles,
     )
+
+
+def too_dear(tree: Tree, policy: Policy, queue: Queue, nodes: int, walltime_s: float) -> str:
+    """Why the budget does not pay for an allocation that a person wants; "" if it does."""
+    live = tuple(live_of(tree, one) for one in allocations.live(tree) if one.live)
+    now = Situation(needs=(), live=live, spent_node_s=tracking.spent_node_s(tree))
+    caps = Caps(now, policy)
+    paid = nodes <= caps.affords(queue, walltime_s)
+    return "" if paid else reasons.too_dear(nodes, walltime_s, caps)
 
 
 def live_of(tree: Tree, one: Allocation) -> Live:
