@@ -1,6 +1,7 @@
 """year_machine - a simulated machine: others' jobs, first come first served with EASY backfill.
 
-Owns   the clock and its events; two partitions (128 nodes and more; up to 16 for an hour); jobs.
+Owns   the clock and its events; three queues (128 nodes and more; 20 to 127 nodes, which only fill
+       gaps; up to 16 nodes for an hour, which are apart); jobs.
 Never  knows who asks, or what an allocation of ours does with its nodes.
 
 EASY: the first job that does not fit gets the earliest moment at which enough walltimes have run
@@ -28,7 +29,8 @@ BANDS = (
     (802, NODES, 24 * HOUR),
 )
 DEBUG_BAND = (1, DEBUG_NODES, HOUR)
-MAX_QUEUED = {"default": 20, "debug": 1}
+FILL_BAND = (20, 127, 6 * HOUR)
+MAX_QUEUED = {"default": 20, "backfill": 20, "debug": 1}
 WIDTHS = ((128, 40), (256, 25), (384, 12), (512, 12), (1024, 7), (2048, 3), (4096, 1))
 
 
@@ -82,19 +84,20 @@ class Partition:
     def __init__(self, clock: Clock, nodes: int) -> None:
         self.clock, self.nodes, self.free = clock, nodes, nodes
         self.queue: list[Job] = []
+        self.gaps: list[Job] = []  # what waits to fill gaps, behind all others
         self.running: list[tuple[float, int, Job]] = []  # by the end of their walltimes
         self.busy_node_s = 0.0
         self._count = 0
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: Job, *, fills: bool = False) -> None:
         """To the end of the queue."""
         job.asked_at = self.clock.now
-        self.queue.append(job)
+        (self.gaps if fills else self.queue).append(job)
         self.schedule()
 
     def cancel(self, job: Job) -> None:
         """Take a job that waits out of the queue."""
-        self.queue.remove(job)
+        (self.gaps if job in self.gaps else self.queue).remove(job)
         self.schedule()
 
     def end(self, job: Job) -> None:
@@ -113,10 +116,10 @@ class Partition:
         """Start what may start."""
         while self.queue and self.queue[0].nodes <= self.free:
             self._start(self.queue[0], self.free)
-        if not self.queue or not self.free:
+        if not self.free:
             return
         shadow, extra = self._reserve()
-        for job in self.queue[1:]:
+        for job in (*self.queue[1:], *self.gaps):
             room = self.free
             if self.clock.now + job.walltime_s > shadow:
                 room = min(room, extra)
@@ -128,6 +131,8 @@ class Partition:
 
     def _reserve(self) -> tuple[float, int]:
         """When the first of the queue can start at the latest, and the nodes it leaves over."""
+        if not self.queue:
+            return math.inf, self.free
         wanted, free = self.queue[0].nodes, self.free
         for end, _, job in self.running:
             free += job.width
@@ -138,7 +143,7 @@ class Partition:
     def _start(self, job: Job, room: int) -> int:
         """As many of its copies as there is room for; the nodes they take."""
         if (fitting := room // job.nodes) >= job.copies:
-            self.queue.remove(job)
+            (self.gaps if job in self.gaps else self.queue).remove(job)
             part = job
         else:
             job.copies -= fitting
@@ -157,8 +162,6 @@ class Partition:
         """Idle nodes and for how long: what would start at once. No node stands in two of them."""
         if not self.free:
             return []
-        if not self.queue:
-            return [(self.free, math.inf)]
         shadow, extra = self._reserve()
         seconds, extra = shadow - self.clock.now, min(extra, self.free)
         if extra < 128:  # too few for a job of their own
@@ -177,6 +180,7 @@ class Machine:
 
     def __post_init__(self) -> None:
         self.partitions["default"] = Partition(self.clock, NODES)
+        self.partitions["backfill"] = self.partitions["default"]
         self.partitions["debug"] = Partition(self.clock, DEBUG_NODES)
 
     def fill(self, until: float) -> None:

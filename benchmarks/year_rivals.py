@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from year_machine import BANDS, DEBUG_BAND, DEBUG_NODES, HOUR, MAX_QUEUED, NODES, Job, Machine
+from year_machine import BANDS, DEBUG_BAND, DEBUG_NODES, FILL_BAND, HOUR, MAX_QUEUED, NODES, Job, Machine
 from year_work import CORES, Launcher, Ready, unit
 
 from spool.queue.shape import Shape
@@ -87,7 +87,7 @@ class Strategy:
         self.live[name] = Asked(name, queue, job, launcher)
         job.started = lambda _: launcher.start()
         job.ended = lambda _: self._ended(name)
-        partition.submit(job)
+        partition.submit(job, fills=queue == "backfill")
 
     def _ended(self, name: str) -> None:
         self.live.pop(name).launcher.stop()
@@ -112,6 +112,12 @@ class Spool(Strategy):
                 bands=(Band(*DEBUG_BAND),),
                 node=node,
                 max_queued=MAX_QUEUED["debug"],
+            ),
+            Queue(
+                name="backfill",
+                bands=(Band(*FILL_BAND),),
+                node=node,
+                max_queued=MAX_QUEUED["backfill"],
             ),
             Queue(
                 name="default",
@@ -140,7 +146,9 @@ class Spool(Strategy):
         windows = {
             name: tuple(Window(*found) for found in partition.windows())
             for name, partition in self.machine.partitions.items()
+            if name != "backfill"  # its idle nodes are those of default
         }
+        windows["backfill"]=windows["default"]
         return Situation(
             needs=tuple(
                 Need(shape, count, self.ready.age_s(shape))
@@ -168,7 +176,7 @@ class Spool(Strategy):
 class Fixed(Strategy):
     """The same allocation every so often while anything waits that it could serve."""
 
-    nodes, walltime_s, every_s = 128, HOUR, 900.0
+    queue, nodes, walltime_s, every_s = "default", 128, HOUR, 900.0
 
     def __init__(self, machine: Machine, ready: Ready) -> None:
         super().__init__(machine, ready)
@@ -180,9 +188,9 @@ class Fixed(Strategy):
             shape.nodes <= self.nodes and shape.time_s <= self.walltime_s - PADDING_S
             for shape in self.ready.lanes
         )
-        if serves and self.clock.now - self.last >= self.every_s and self.room("default") > 0:
+        if serves and self.clock.now - self.last >= self.every_s and self.room(self.queue) > 0:
             self.last = self.clock.now
-            self.ask("default", self.nodes, self.walltime_s)
+            self.ask(self.queue, self.nodes, self.walltime_s)
 
 
 class FixedSmall(Fixed):
@@ -191,6 +199,14 @@ class FixedSmall(Fixed):
     name = "fixed 128 x 2h / 15 min"
     note = "the narrowest band; what is wider or longer it cannot serve"
     nodes, walltime_s, every_s = 128, 2 * HOUR, 900.0
+
+
+class FixedFill(Fixed):
+    """Into gaps."""
+
+    name = "fixed 64 x 2h / 15 min"
+    note = "backfill"
+    queue, nodes, walltime_s, every_s = "backfill", 64, 2 * HOUR, 900.0
 
 
 class FixedLarge(Fixed):
@@ -235,6 +251,7 @@ class JobPerTask(Strategy):
 class Elastic(Strategy):
     """Balsam 0.7's elastic queue, as documented: one submission a minute at most."""
 
+    queue = "default"
     least_nodes, most_nodes = 128, 512
     least_s, most_s = 35 * 60.0, 6 * HOUR
     wait_s = 600.0
@@ -270,8 +287,8 @@ class Elastic(Strategy):
         if footprint <= idle:
             return
         wanted = math.ceil(min(max(self.least_nodes, footprint - idle), nodes, self.most_nodes))
-        longest = next(most for low, high, most in BANDS if low <= wanted <= high)
-        self.ask("default", wanted, min(seconds, longest))
+        longest = next(most for low, high, most in (FILL_BAND,*BANDS) if low <= wanted <= high)
+        self.ask(self.queue, wanted, min(seconds, longest))
 
 
 class ElasticBackfill(Elastic):
@@ -279,6 +296,15 @@ class ElasticBackfill(Elastic):
 
     name = "Balsam 0.7 elastic, backfill"
     note = "128 to 512 nodes, 35 min to 6 h, its other defaults (waits at most 10 min)"
+
+
+class ElasticFill(Elastic):
+    """With use_backfill, its default."""
+
+    name = "Balsam 0.7 elastic, backfill, 20-127"
+    note = "128 to 512 nodes, 35 min to 6 h, its other defaults (waits at most 10 min)"
+    queue = "backfill"
+    least_nodes, most_nodes = 20, 127
 
 
 class ElasticPlain(Elastic):
@@ -294,6 +320,8 @@ ALL: tuple[type[Strategy], ...] = (
     FixedSmall,
     FixedLarge,
     JobPerTask,
+    FixedFill,
+    ElasticFill,
     ElasticBackfill,
     ElasticPlain,
 )

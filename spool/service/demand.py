@@ -28,6 +28,9 @@ class Load:
         return max(self.time_s, rounded(self.node_s / nodes, self.grain_s))
 
 
+NO_LOAD = Load(0.0, 0.0, 1.0)
+
+
 def rounded(seconds: float, time_s: float) -> float:
     """Whole rounds of tasks of this time, one at least."""
     return max(1, math.ceil(seconds / time_s - 1e-9)) * time_s

@@ -14,9 +14,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from spool.service.caps import NO_LIMIT, Caps
-from spool.service.demand import Load, Profile, rounded
+from spool.service.demand import NO_LOAD, Load, Profile, rounded
 from spool.service.fitting import bands_for, most_nodes
-from spool.service.packing import Work
+from spool.service.packing import Skyline, Work
 from spool.service.terms import Band, Policy, Queue, Window
 
 SANE_S = 600.0
@@ -33,7 +33,8 @@ class Plan:
 
     kind says what speaks for it (LONGER: than the lead needs, for company; PARTIAL: what would be
     left over would waste too much); together are the nodes of as many alike as there is work for;
-    narrowest: the work needs all these nodes in any case.
+    narrowest: the work needs all these nodes in any case; least: the nodes that a remainder of it
+    would be asked for with, 0: it would have to wait for company.
     """
 
     kind: int
@@ -44,6 +45,9 @@ class Plan:
     value: float = 0.0
     together: int = 0
     window: int = -1
+    dearness: float = 1.0
+    load: Load = NO_LOAD
+    least: int = 0
     narrowest: bool = False
 
 
@@ -60,6 +64,16 @@ class _Seat:
     seconds: float
     dearness: float = 1.0
     window: int = -1
+
+    def sizes(self, *wanted: int) -> set[int]:
+        """These numbers of nodes within the limits; for a wide lead its multiples beside them."""
+        each = self.lead.nodes
+        found = {
+            *wanted,
+            *(n // each * each for n in wanted),
+            *(-(-n // each) * each for n in wanted),
+        }
+        return {min(self.high, max(self.low, nodes)) for nodes in found}
 
 
 def walltime_s(queue: Queue, band: Band, usable_s: float, policy: Policy) -> float:
@@ -152,10 +166,9 @@ class Planner:
         for seat in self._windowed(whole):
             for load in self._loads(seat):
                 for wanted in self._either_way(load.node_s / max(load.time_s, SANE_S)):
-                    nodes = min(seat.high, max(seat.low, wanted))
-                    yield from self._plan(
-                        NOW, seat, load, nodes, min(seat.seconds, load.lasts_s(nodes))
-                    )
+                    for nodes in seat.sizes(wanted):
+                        usable_s = min(seat.seconds, load.lasts_s(nodes))
+                        yield from self._plan(NOW, seat, load, nodes, usable_s)
 
     def _windowed(self, seat: _Seat) -> Iterator[_Seat]:
         """The seat within each window that can hold the lead."""
@@ -186,7 +199,7 @@ class Planner:
         pieces = max(1, min(self.caps.slots(seat.queue) // 2, PIECES, wanted // seat.low))
         piece = min(self.pieces.get(seat.number, 0), wanted)
         found = {wanted, wanted // pieces, math.ceil(wanted / pieces)}
-        return {min(seat.high, max(seat.low, piece, nodes)) for nodes in found}
+        return seat.sizes(*(max(piece, nodes) for nodes in found))
 
     def _at_most(self, seat: _Seat, wanted: int, nodes: int) -> int:
         """Those wanted as far as the caps allow them, in pieces of so many."""
@@ -207,7 +220,9 @@ class Planner:
         if nodes < seat.low:
             return
         together = max(nodes, together)
-        value = self._value(seat, load, together, usable_s)
+        lasts_s = min(usable_s, load.lasts_s(together))
+        served = min(load.node_s, together * lasts_s)
+        value = self._value(served, together * lasts_s * seat.dearness)
         yield Plan(
             kind if value >= -1e-6 else WASTEFUL,
             seat.number,
@@ -217,15 +232,26 @@ class Planner:
             value,
             together,
             seat.window,
+            seat.dearness,
+            load,
+            least=seat.low if seat.low <= seat.lead.nodes else 0,
             narrowest=nodes <= seat.lead.nodes,
         )
 
-    def _value(self, seat: _Seat, load: Load, nodes: int, usable_s: float) -> float:
-        """Of so many nodes for so long, whether in one piece or in several.
+    def _value(self, served: float, taken: float) -> float:
+        """Of node-seconds served out of those taken.
 
         What a node costs more than in the cheapest queue that can serve the lead counts as idle.
         """
-        lasts_s = min(usable_s, load.lasts_s(nodes))
-        served = min(load.node_s, nodes * lasts_s)
-        idle = nodes * lasts_s * seat.dearness - served
-        return served - self.idle_weight * idle
+        return served - self.idle_weight * (taken - served)
+
+    def worth(self, plan: Plan, skyline: Skyline) -> float:
+        """What a plan's value turns out to be once it is filled, with all that are alike.
+
+        What they leave over costs an allocation of its own, where it would be asked for.
+        """
+        each = self._value(skyline.node_s, skyline.nodes * skyline.end_s * plan.dearness)
+        alike, crumb = divmod(plan.load.node_s, skyline.node_s)
+        alike = max(1.0, min(alike, self.caps.slots(self.policy.queues[plan.queue])))
+        taken = max(crumb, plan.least * plan.load.time_s) if crumb > 1 else crumb
+        return each * alike + (self._value(crumb, taken) if plan.least else 0.0)

@@ -13,7 +13,7 @@ for, piece by piece, each piece for the first task that is still without one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import msgspec
 
@@ -38,6 +38,9 @@ START_S = 10.0
 """Of the time left of what runs: a task that takes just that would be too late."""
 POOR = 0.25
 """Of the minimum of utilisation: what is queued and would be used less is needed no more."""
+
+TRIALS = 6
+"""Plans that are tried out for one piece of work, the most promising."""
 
 
 def decide(situation: Situation, policy: Policy) -> Decision:
@@ -271,7 +274,26 @@ class _Sizing:
             if self._allowed(plan, lead, at_once)
         ]
         found.sort(key=_merit, reverse=True)
-        return any(self._take(plan, lead) for plan in found[:3])
+        tried = [self._tried(plan, lead) for plan in found[:TRIALS]]
+        good = [plan for plan in tried if plan and self._allowed(plan, lead, at_once)]
+        if good:
+            self._take(max(good, key=_merit), lead)
+        return bool(good)
+
+    def _tried(self, plan: Plan, lead: Work) -> Plan | None:
+        """The plan with what it is worth if it is filled; None if that would be in vain."""
+        if plan.kind == plans.PROBE:
+            return plan
+        before = lead.left
+        skyline = Skyline(plan.queue, plan.nodes, plan.usable_s)
+        placed = skyline.fill(self.open)
+        vain = not placed or (plan.kind == plans.WASTEFUL and lead.left == before)
+        _undo(placed)
+        if vain:
+            return None
+        value = self.planner.worth(plan, skyline)
+        kind = plan.kind if value >= -1e-6 else plans.WASTEFUL
+        return replace(plan, value=value, kind=kind)
 
     def _allowed(self, plan: Plan, lead: Work, at_once: bool) -> bool:
         """Whether a plan may be wasteful, if it is."""
@@ -285,16 +307,12 @@ class _Sizing:
         """Whether anything live could run it some time: then it waits for that."""
         return any(bin.skyline.can_hold(lead) for bin in self.bins)
 
-    def _take(self, plan: Plan, lead: Work) -> bool:
-        """Fill a plan's allocation and ask for it; False, and nothing changed, if it is no good."""
+    def _take(self, plan: Plan, lead: Work) -> None:
+        """Fill a plan's allocation and ask for it."""
         queue = self.queues[plan.queue]
-        before = lead.left
         works = [lead] if plan.kind == plans.PROBE else self.open
         skyline = Skyline(plan.queue, plan.nodes, plan.usable_s)
         placed = skyline.fill(works)
-        if not placed or (plan.kind == plans.WASTEFUL and lead.left == before):
-            _undo(placed)
-            return False
         walltime_s = plans.walltime_s(queue, plan.band, skyline.end_s, self.policy)
         if walltime_s - self.policy.padding_s > skyline.usable_s:  # minutes are asked for whole
             _undo(placed)
@@ -304,7 +322,6 @@ class _Sizing:
         why = reasons.asked(placed, skyline, plan)
         request = Request(queue.name, plan.nodes, walltime_s, why)
         self.outcome.asked.append(Asked(request, placed, skyline))
-        return True
 
     def _settle(self, plan: Plan, queue: Queue, walltime_s: float) -> None:
         """What is asked for is taken from caps and windows."""
