@@ -9,7 +9,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from year_machine import BANDS, DEBUG_BAND, DEBUG_NODES, FILL_BAND, HOUR, MAX_QUEUED, NODES, Job, Machine
+from year_machine import (
+    BANDS,
+    DEBUG_BAND,
+    FILL_BAND,
+    HOUR,
+    MAX_QUEUED,
+    NODES,
+    Job,
+    Machine,
+)
 from year_work import CORES, Launcher, Ready, unit
 
 from spool.queue.shape import Shape
@@ -99,35 +108,26 @@ class Strategy:
         self.machine.partitions[asked.queue].cancel(asked.job)
 
 
-class Spool(Strategy):
+def queues(names: tuple[str, ...]) -> tuple[Queue, ...]:
+    """The machine's queues as a policy names them."""
+    bands = {"debug": (DEBUG_BAND,), "backfill": (FILL_BAND,), "default": BANDS}
+    return tuple(
+        Queue(
+            name=name,
+            bands=tuple(Band(*band) for band in bands[name]),
+            node=NodeShape(CORES),
+            max_queued=MAX_QUEUED[name],
+        )
+        for name in names
+    )
+
+
+class SpoolDefaults(Strategy):
     """decide(), each minute."""
 
-    name = "spool"
-    note = "sizing as the service has it, its defaults"
-    node = NodeShape(CORES)
-    policy = Policy(
-        queues=(
-            Queue(
-                name="debug",
-                bands=(Band(*DEBUG_BAND),),
-                node=node,
-                max_queued=MAX_QUEUED["debug"],
-            ),
-            Queue(
-                name="backfill",
-                bands=(Band(*FILL_BAND),),
-                node=node,
-                max_queued=MAX_QUEUED["backfill"],
-            ),
-            Queue(
-                name="default",
-                bands=tuple(Band(*band) for band in BANDS),
-                node=node,
-                max_queued=MAX_QUEUED["default"],
-            ),
-        ),
-        padding_s=PADDING_S,
-    )
+    name = "spool, untouched"
+    note = "the service's sizing with all its defaults: within 1 h, minimum of use 0.5"
+    policy = Policy(queues=queues(("debug", "backfill", "default")), padding_s=PADDING_S)
 
     def look(self) -> None:
         """What sizing says."""
@@ -148,7 +148,7 @@ class Spool(Strategy):
             for name, partition in self.machine.partitions.items()
             if name != "backfill"  # its idle nodes are those of default
         }
-        windows["backfill"]=windows["default"]
+        windows["backfill"] = windows["default"]
         return Situation(
             needs=tuple(
                 Need(shape, count, self.ready.age_s(shape))
@@ -173,6 +173,19 @@ class Spool(Strategy):
         )
 
 
+class Spool(SpoolDefaults):
+    """The same for a machine where one waits for hours."""
+
+    name = "spool"
+    note = 'the same with within = "2h", min_utilisation = 0.7 in spool.toml'
+    policy = Policy(
+        queues=SpoolDefaults.policy.queues,
+        padding_s=PADDING_S,
+        within_s=2 * HOUR,
+        min_utilisation=0.7,
+    )
+
+
 class Fixed(Strategy):
     """The same allocation every so often while anything waits that it could serve."""
 
@@ -193,35 +206,35 @@ class Fixed(Strategy):
             self.ask(self.queue, self.nodes, self.walltime_s)
 
 
-class FixedSmall(Fixed):
-    """The least that the machine gives."""
-
-    name = "fixed 128 x 2h / 15 min"
-    note = "the narrowest band; what is wider or longer it cannot serve"
-    nodes, walltime_s, every_s = 128, 2 * HOUR, 900.0
-
-
-class FixedFill(Fixed):
-    """Into gaps."""
+class FixedGaps(Fixed):
+    """The kind that finds its place soonest."""
 
     name = "fixed 64 x 2h / 15 min"
-    note = "backfill"
-    queue, nodes, walltime_s, every_s = "backfill", 64, 2 * HOUR, 900.0
+    note = "queue backfill; what is wider or longer it cannot serve"
+    queue, nodes, walltime_s = "backfill", 64, 2 * HOUR
+
+
+class FixedSmall(Fixed):
+    """The least that the default queue gives."""
+
+    name = "fixed 128 x 2h / 15 min"
+    note = "queue default, its narrowest band; what is wider or longer it cannot serve"
+    nodes, walltime_s = 128, 2 * HOUR
 
 
 class FixedLarge(Fixed):
     """What serves every task of the campaign."""
 
     name = "fixed 512 x 6h / 60 min"
-    note = "the least that serves every task of the campaign"
+    note = "queue default, the least that serves every task of the campaign"
     nodes, walltime_s, every_s = 512, 6 * HOUR, 3600.0
 
 
 class JobPerTask(Strategy):
-    """A batch job for each task, as many as may be queued; the debug queue where it fits."""
+    """A batch job for each task, as many as may be queued, in the first queue that takes it."""
 
     name = "a job per task"
-    note = "each for its estimate and padding; debug where it fits, else at least 128 nodes"
+    note = "for its estimate and padding, on the fewest nodes that debug, backfill, default give"
 
     def look(self) -> None:
         """The oldest tasks that have no job yet, as many as there are slots."""
@@ -237,14 +250,15 @@ class JobPerTask(Strategy):
 
     def _ask_for(self, shape: Shape) -> bool:
         walltime_s = math.ceil((shape.time_s + PADDING_S) / 60) * 60.0
-        if shape.nodes <= DEBUG_NODES and walltime_s <= HOUR and self.room("debug") > 0:
-            self.ask("debug", shape.nodes, walltime_s, shape, 1)
-            return True
-        if self.room("default") > 0:
-            nodes = next(max(low, shape.nodes) for low, high, most in BANDS
-                         if high >= shape.nodes and most >= walltime_s)  # fmt: skip
-            self.ask("default", nodes, walltime_s, shape, 1)
-            return True
+        for queue, bands in (
+            ("debug", (DEBUG_BAND,)),
+            ("backfill", (FILL_BAND,)),
+            ("default", BANDS),
+        ):
+            for low, high, most in bands:
+                if high >= shape.nodes and most >= walltime_s and self.room(queue) > 0:
+                    self.ask(queue, max(low, shape.nodes), walltime_s, shape, 1)
+                    return True
         return False
 
 
@@ -287,42 +301,43 @@ class Elastic(Strategy):
         if footprint <= idle:
             return
         wanted = math.ceil(min(max(self.least_nodes, footprint - idle), nodes, self.most_nodes))
-        longest = next(most for low, high, most in (FILL_BAND,*BANDS) if low <= wanted <= high)
+        longest = next(most for low, high, most in (FILL_BAND, *BANDS) if low <= wanted <= high)
         self.ask(self.queue, wanted, min(seconds, longest))
 
 
-class ElasticBackfill(Elastic):
-    """With use_backfill, its default."""
+class ElasticGaps(Elastic):
+    """With its own defaults, which are made for such a queue."""
 
-    name = "Balsam 0.7 elastic, backfill"
-    note = "128 to 512 nodes, 35 min to 6 h, its other defaults (waits at most 10 min)"
-
-
-class ElasticFill(Elastic):
-    """With use_backfill, its default."""
-
-    name = "Balsam 0.7 elastic, backfill, 20-127"
-    note = "128 to 512 nodes, 35 min to 6 h, its other defaults (waits at most 10 min)"
+    name = "Balsam 0.7 elastic, 20-127"
+    note = "queue backfill, all its defaults: 35 min to 6 h, waits at most 10 min"
     queue = "backfill"
     least_nodes, most_nodes = 20, 127
 
 
-class ElasticPlain(Elastic):
-    """Without."""
+class ElasticWide(Elastic):
+    """For the default queue, so that it serves the wide as well."""
 
-    name = "Balsam 0.7 elastic, no backfill"
-    note = "the same without backfill windows, and without its limit of waiting"
+    name = "Balsam 0.7 elastic, 128-512"
+    note = "queue default, else its defaults"
+
+
+class ElasticPlain(Elastic):
+    """Without backfill."""
+
+    name = "Balsam 0.7 elastic, no windows"
+    note = "queue default, 128 to 512 nodes, use_backfill false, no limit of waiting"
     backfill = False
 
 
 ALL: tuple[type[Strategy], ...] = (
     Spool,
+    SpoolDefaults,
+    FixedGaps,
     FixedSmall,
     FixedLarge,
     JobPerTask,
-    FixedFill,
-    ElasticFill,
-    ElasticBackfill,
+    ElasticGaps,
+    ElasticWide,
     ElasticPlain,
 )
 assert max(high for _, high, _ in BANDS) == NODES

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from year_machine import DAY, HOUR, Clock, Job, Partition
 
@@ -184,7 +184,6 @@ class Launcher:
     running: int = 0
     awake: bool = False
     idle_since: float = -1.0
-    done: list[float] = field(default_factory=list)
 
     def start(self) -> None:
         """The allocation was granted."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import pytest
 
 from spool import units
@@ -460,3 +462,109 @@ def test_the_table(case: Case) -> None:
     for text, why in decision.unfit:
         assert case.unfit[text] in why
     assert decision.why
+
+
+# -- over several decisions ----------------------------------------------------------------------
+
+
+def follow(
+    backlogs: list[Work], chosen: Policy, *, every_s: float = M
+) -> tuple[list[Decision], list[Live]]:
+    """Decide again and again while nothing starts; what was asked for waits."""
+    waiting: list[Live] = []
+    decisions = []
+    for number, work in enumerate(backlogs):
+        decision = decide(situation(work, *waiting), chosen)
+        decisions.append(decision)
+        gone = {one.name for one in decision.withdrawals}
+        waiting = [
+            msgspec.structs.replace(
+                one,
+                waited_s=one.waited_s + every_s,
+                unneeded_s=one.unneeded_s + every_s if one.name in decision.unneeded else 0.0,
+            )
+            for one in waiting
+            if one.name not in gone
+        ]
+        waiting += [
+            live(f"{number}-{place}", one.nodes, one.walltime_s, queue=one.queue)
+            for place, one in enumerate(decision.requests)
+        ]
+    return decisions, waiting
+
+
+def test_a_backlog_that_jitters_asks_once_and_cancels_nothing() -> None:
+    jitter = [1000, 970, 1000, 985, 1000, 960, 990, 1000] * 5
+    decisions, _ = follow([{"c4.t30m": count} for count in jitter], policy(queue(max_queued=0)))
+    assert decisions[0].requests
+    assert not any(one.requests for one in decisions[1:])
+    assert not any(one.withdrawals for one in decisions)
+
+
+def test_a_backlog_that_is_gone_for_a_moment_costs_no_place_in_the_queue() -> None:
+    decisions, waiting = follow([{"c16.t1h": 4}, {}, {"c16.t1h": 4}, {"c16.t1h": 4}], policy())
+    assert len(decisions[0].requests) == len(waiting)
+    assert not any(one.withdrawals for one in decisions)
+
+
+def test_a_backlog_that_is_gone_is_asked_for_no_more() -> None:
+    decisions, waiting = follow([{"c16.t1h": 4}, {}, {}, {}, {}], policy())
+    assert not waiting
+    assert decisions[-1].requests == ()
+
+
+def test_a_backlog_that_grows_is_followed() -> None:
+    grows: list[Work] = [{"c16.t1h": n} for n in (2, 8, 8, 20, 20, 20)]
+    decisions, waiting = follow(grows, policy(queue(max_queued=0)))
+    assert sum(one.nodes for one in waiting) == 20
+    assert not decisions[2].requests and not decisions[5].requests
+
+
+def test_were_all_allocations_invisible_caps_and_ten_at_once_still_hold() -> None:
+    free = policy(queue(max_queued=0))
+    blind = [decide(situation({"c16.t1h": 10_000}), free) for _ in range(3)]
+    assert all(len(one.requests) <= 10 for one in blind)
+    capped = policy(queue(max_queued=3), max_live_nodes=20, budget_node_s=12 * H)
+    decision = decide(situation({"c16.t1h": 10_000}), capped)
+    assert sum(one.nodes * one.walltime_s for one in decision.requests) <= 12 * H
+
+
+def test_one_odd_answer_is_forgotten_with_the_next() -> None:
+    work: Work = {"c16.t1h": 4}
+    odd = decide(situation(work, troubles={"main": Trouble("invalid job id", 300)}), policy())
+    assert not odd.requests
+    assert decide(situation(work), policy()).requests
+
+
+def test_a_lost_allocation_is_no_reason_to_ask_for_less() -> None:
+    """A preempted one leaves its tasks in READY: they are asked for as at first."""
+    first = decide(situation({"c16.t1h": 4}), policy())
+    again = decide(situation({"c16.t1h": (4, 600.0)}), policy())
+    assert asked(again) == asked(first)
+
+
+def test_the_figures_say_what_the_sentences_say() -> None:
+    told = decide(
+        situation({"c16.t1h": 10}, live(nodes=4, walltime=H + 5 * M)), policy(budget_node_s=100 * H)
+    ).figures
+    assert told["tasks"] == 10
+    assert (told["backlog_node_h"], told["covered_node_h"]) == (10.0, 4.0)
+    assert (told["served_node_h"], told["left_node_h"]) == (6.0, 0.0)
+    assert told["budget_left_node_h"] == pytest.approx(100 - 10 * 65 / 60)
+
+
+def test_thousands_of_lanes_are_decided_on_at_once() -> None:
+    """Quick enough for `service --once`: some 50 ms where nothing else runs."""
+    work: Work = {
+        f"n{1 + n % 97}.c{1 + n % 64}.t{(1, 5, 10, 30, 60, 120, 240)[n % 7]}m.w-w{n}": 1 + n % 20
+        for n in range(2000)
+    }
+    crowd = [
+        live(f"a{n}", 128 + n, 2 * H, queue="default", running=n % 2 == 0, busy=0.5)
+        for n in range(50)
+    ]
+    busy = msgspec.structs.replace(DEFAULT, max_queued=60)
+    began = time.process_time()
+    decision = decide(situation(work, *crowd), policy(DEBUG, busy))
+    assert time.process_time() - began < 0.5
+    assert decision.requests

@@ -87,6 +87,11 @@ class Skyline:
         if not self.steps:
             self.steps = [(0.0, float(self.nodes))]
 
+    @property
+    def share(self) -> float:
+        """How busy its nodes would be, until the last of the work has ended."""
+        return self.node_s / (self.nodes * self.end_s) if self.end_s else 0.0
+
     def can_hold(self, work: Work) -> bool:
         """Whether a task of this work could run here, were nothing else to."""
         return (

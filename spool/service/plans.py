@@ -46,6 +46,7 @@ class Plan:
     together: int = 0
     window: int = -1
     dearness: float = 1.0
+    share: float = 0.0
     load: Load = NO_LOAD
     least: int = 0
     narrowest: bool = False
@@ -233,6 +234,7 @@ class Planner:
             together,
             seat.window,
             seat.dearness,
+            served / (together * lasts_s),
             load,
             least=seat.low if seat.low <= seat.lead.nodes else 0,
             narrowest=nodes <= seat.lead.nodes,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from spool import units
@@ -44,9 +45,8 @@ def asked(placed: Sequence[tuple[Work, int]], skyline: Skyline, plan: Plan) -> s
     names = listed([work for work, _ in placed])
     nodes = units.count(skyline.nodes, "node")
     lasts = units.print_duration(math.ceil(skyline.end_s))
-    share = skyline.node_s / (skyline.nodes * skyline.end_s)
     soon = "; they are idle now" if plan.window >= 0 else ""
-    return f"{tasks} ({names}) keep {nodes} {share:.0%} busy for {lasts}{soon}"
+    return f"{tasks} ({names}) keep {nodes} {skyline.share:.0%} busy for {lasts}{soon}"
 
 
 def unneeded(live: Live, skyline: Skyline) -> str:
@@ -54,9 +54,8 @@ def unneeded(live: Live, skyline: Skyline) -> str:
     lasting = units.print_age(live.unneeded_s)
     if skyline.node_s <= 0:
         return f"for {lasting} nothing has needed it: other allocations serve all that waits"
-    share = skyline.node_s / (skyline.nodes * skyline.end_s)
     nodes = units.count(skyline.nodes, "node")
-    return f"for {lasting} what waits would keep its {nodes} but {share:.0%} busy"
+    return f"for {lasting} what waits would keep its {nodes} but {skyline.share:.0%} busy"
 
 
 def too_late(live: Live, policy: Policy) -> str:
@@ -74,54 +73,52 @@ def no_alternative(live: Live) -> str:
 # -- why nothing is asked for --------------------------------------------------------------------
 
 
-def why_not(
-    lead: Work,
-    able: Sequence[Queue],
-    closed: set[str],
-    caps: Caps,
-    situation: Situation,
-    policy: Policy,
-) -> tuple[str, bool]:
-    """Why no queue of those `able` is asked for this work; whether a cap is it, which passes."""
-    words, passing = [], False
-    for queue in able:
-        word, cap = _why_queue(lead, queue, closed, caps, situation, policy)
-        passing |= cap
-        if word not in words:
-            words.append(word)
-    return "; ".join(words[:3]), passing
+@dataclass(frozen=True, slots=True)
+class Obstacles:
+    """What may stand in the way of a request; closed are the queues that others wait for."""
 
+    caps: Caps
+    situation: Situation
+    policy: Policy
+    closed: set[str]
 
-def _why_queue(
-    lead: Work,
-    queue: Queue,
-    closed: set[str],
-    caps: Caps,
-    situation: Situation,
-    policy: Policy,
-) -> tuple[str, bool]:
-    named = named_queue(queue)
-    if trouble := situation.troubles.get("*") or situation.troubles.get(queue.name):
+    def why_not(self, lead: Work, able: Sequence[Queue], share: float) -> tuple[str, bool]:
+        """Why no queue of those `able` is asked for this work; whether that is a cap, which passes.
+
+        share is how busy it and its company would keep the nodes at best.
+        """
+        words, passing = [], False
+        for queue in able:
+            word, cap = self._of(queue, lead, share)
+            passing |= cap
+            if word not in words:
+                words.append(word)
+        return "; ".join(words[:3]), passing
+
+    def _of(self, queue: Queue, lead: Work, share: float) -> tuple[str, bool]:
+        caps, named = self.caps, named_queue(queue)
+        troubles = self.situation.troubles
+        if trouble := troubles.get("*") or troubles.get(queue.name):
+            lasts = units.print_age(trouble.until_s)
+            return f"{named} is left alone for {lasts}: {trouble.cause}", False
+        if queue.name in self.closed:
+            return f"{named} is kept for older work that waits for room in it", False
+        if why := caps.why_closed(queue):
+            return why, True
+        if not queue.node.cores and caps.live(queue):
+            return f"{named}: an allocation is to show what a node of it has", False
+        bands = bands_for(lead.nodes, lead.time_s, queue, self.policy)
+        nodes = min(max(band.min_nodes, lead.nodes) for band in bands)
+        if nodes > caps.nodes_left(queue):
+            return caps.why_narrow(queue, nodes), True
+        walltime_s = max(queue.min_s, lead.time_s + self.policy.padding_s)
+        if nodes > caps.affords(queue, walltime_s):
+            return too_dear(nodes, walltime_s, caps), False
+        left = units.print_age(max(0.0, self.policy.patience_s - lead.age_s))
         return (
-            f"{named} is left alone for {units.print_age(trouble.until_s)}: {trouble.cause}",
-            False,
-        )
-    if queue.name in closed:
-        return f"{named} is kept for older work that waits for room in it", False
-    if why := caps.why_closed(queue):
-        return why, True
-    if not queue.node.cores and caps.live(queue):
-        return f"{named}: an allocation is to show what a node of it has", False
-    least = [
-        max(b.min_nodes, lead.nodes) for b in bands_for(lead.nodes, lead.time_s, queue, policy)
-    ]
-    nodes = min(least)
-    if nodes > caps.nodes_left(queue):
-        return caps.why_narrow(queue, nodes), True
-    walltime_s = max(queue.min_s, lead.time_s + policy.padding_s)
-    if nodes > caps.affords(queue, walltime_s):
-        return too_dear(nodes, walltime_s, caps), False
-    return _waits(lead, nodes, named, policy), False
+            f"too little for {units.count(nodes, 'node')} of {named} ({share:.0%} busy at best):"
+            f" left to what is live, or asked for when more comes, or in {left}"
+        ), False
 
 
 def too_dear(nodes: int, walltime_s: float, caps: Caps) -> str:
@@ -130,15 +127,6 @@ def too_dear(nodes: int, walltime_s: float, caps: Caps) -> str:
     total = hours(caps.policy.budget_node_s or 0.0)
     wanted = f"{units.count(nodes, 'node')} for {units.print_duration(walltime_s)}"
     return f"the budget has {left} of {total} left, too little for {wanted}"
-
-
-def _waits(lead: Work, nodes: int, named: str, policy: Policy) -> str:
-    share = lead.left / max((1, *lead.parts)) * lead.nodes / nodes
-    left = units.print_age(max(0.0, policy.patience_s - lead.age_s))
-    return (
-        f"too little for {units.count(nodes, 'node')} of {named} ({min(share, 1):.0%} busy):"
-        f" left to what is live, or asked for when more comes, or in {left}"
-    )
 
 
 # -- the whole -----------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from spool.service import fitting, plans, reasons
 from spool.service.caps import Caps
 from spool.service.packing import Skyline, Work
 from spool.service.plans import Plan, Planner
+from spool.service.reasons import Obstacles
 from spool.service.terms import (
     Decision,
     Live,
@@ -130,6 +131,7 @@ class _Sizing:
         self.outcome = Outcome(self.works)
         self.leads = self._leads()
         self.bins: list[_Bin] = []
+        self.share = 0.0  # how busy the best plan for the last lead would keep its nodes
         self.planner = Planner(policy, self.caps, self.works, self.windows)
         self.planner.closed |= self._troubled()
         if other and other.closed:
@@ -233,8 +235,7 @@ class _Sizing:
             return True
         if skyline.oldest_s >= self.policy.patience_s or skyline.nodes <= max(1, skyline.widest):
             return False
-        used = skyline.node_s / (skyline.nodes * skyline.end_s)
-        return used < self.policy.min_utilisation * POOR
+        return skyline.share < self.policy.min_utilisation * POOR
 
     # -- what is asked for -----------------------------------------------------------------------
 
@@ -268,11 +269,9 @@ class _Sizing:
         """Ask for an allocation that serves some of this work, if there is a good one."""
         if self.caps.enough:
             return False
-        found = [
-            plan
-            for plan in self.planner.plans(lead, at_once=at_once)
-            if self._allowed(plan, lead, at_once)
-        ]
+        every = list(self.planner.plans(lead, at_once=at_once))
+        self.share = max((plan.share for plan in every), default=0.0)
+        found = [plan for plan in every if self._allowed(plan, lead, at_once)]
         found.sort(key=_merit, reverse=True)
         tried = [self._tried(plan, lead) for plan in found[:TRIALS]]
         good = [plan for plan in tried if plan and self._allowed(plan, lead, at_once)]
@@ -345,7 +344,8 @@ class _Sizing:
             return self.caps.enough
         closed = self.planner.closed
         able = [q for n, q in enumerate(self.policy.queues) if lead.asks[n]]
-        why, passing = reasons.why_not(lead, able, closed, self.caps, self.situation, self.policy)
+        obstacles = Obstacles(self.caps, self.situation, self.policy, closed)
+        why, passing = obstacles.why_not(lead, able, self.share)
         if passing and self._ripe(lead):
             closed |= {queue.name for queue in able}
         return why
