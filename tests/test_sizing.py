@@ -367,6 +367,14 @@ CASES = [
         live=(live("a", 4, H + 5 * M, waited_s=2 * D),),
         says=("a has waited 2d, and nothing else",),
     ),
+    Case(
+        "or as narrow as may be: perhaps there are no more nodes",
+        {"c16.t1h": 40},
+        ["main 20 x 2h5m"],
+        policy(queue(bands=(Band(20, 32, D),), max_queued=2)),
+        live=(live("a", 30, 2 * H + 5 * M, waited_s=2 * D),),
+        cancels=("a",),
+    ),
     # -- idle nodes ------------------------------------------------------------------------------
     Case("one wide window", {"c16.t1h": 20}, ["main 20 x 1h5m"], more=windows((20, 2 * H))),
     Case("several narrow", {"c16.t1h": 8}, ["main 2 x 1h5m"] * 4, more=windows(*[(2, 2 * H)] * 4)),

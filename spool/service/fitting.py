@@ -34,7 +34,7 @@ def work_of(need: Need, policy: Policy, queues: Sequence[Queue], longest_s: floa
         left=need.count,
     )
     if shape.elements:
-        _by_chunks(work, longest_s, policy.within_s)
+        _by_chunks(work, longest_s, min(policy.within_s, longest_s))
     work.asks = tuple(
         work.parts[number] > 0 and granted(work.nodes, work.time_s, queue, policy)
         for number, queue in enumerate(policy.queues)

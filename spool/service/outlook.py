@@ -271,7 +271,8 @@ def _would_ask(
         answer.because("covered", text, able=True, **facts)
     else:
         work = fitting.work_of(need, known, known.queues, fitting.longest_s(known))
-        why, _ = reasons.why_not(work, able, set(), Caps(found, known), found, known)
+        obstacles = reasons.Obstacles(Caps(found, known), found, known, set())
+        why, _ = obstacles.why_not(work, able)
         answer.because("queue", f"{could}, but {why}", able=True, **facts, why=why)
 
 

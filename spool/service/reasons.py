@@ -82,10 +82,12 @@ class Obstacles:
     policy: Policy
     closed: set[str]
 
-    def why_not(self, lead: Work, able: Sequence[Queue], share: float) -> tuple[str, bool]:
+    def why_not(
+        self, lead: Work, able: Sequence[Queue], share: float | None = None
+    ) -> tuple[str, bool]:
         """Why no queue of those `able` is asked for this work; whether that is a cap, which passes.
 
-        share is how busy it and its company would keep the nodes at best.
+        share is how busy it and its company would keep the nodes at best, None: nobody reckoned.
         """
         words, passing = [], False
         for queue in able:
@@ -95,7 +97,7 @@ class Obstacles:
                 words.append(word)
         return "; ".join(words[:3]), passing
 
-    def _of(self, queue: Queue, lead: Work, share: float) -> tuple[str, bool]:
+    def _of(self, queue: Queue, lead: Work, share: float | None) -> tuple[str, bool]:
         caps, named = self.caps, named_queue(queue)
         troubles = self.situation.troubles
         if trouble := troubles.get("*") or troubles.get(queue.name):
@@ -115,8 +117,9 @@ class Obstacles:
         if nodes > caps.affords(queue, walltime_s):
             return too_dear(nodes, walltime_s, caps), False
         left = units.print_age(max(0.0, self.policy.patience_s - lead.age_s))
+        best = "" if share is None else f" ({share:.0%} busy at best)"
         return (
-            f"too little for {units.count(nodes, 'node')} of {named} ({share:.0%} busy at best):"
+            f"too little for {units.count(nodes, 'node')} of {named}{best}:"
             f" left to what is live, or asked for when more comes, or in {left}"
         ), False
 

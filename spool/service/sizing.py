@@ -49,8 +49,8 @@ def decide(situation: Situation, policy: Policy) -> Decision:
     whole = _Sizing(situation, policy).run()
     if (late := _overdue(situation, policy, whole.unneeded)) is None:
         return whole
-    for other in (_Other(late, closed=True), _Other(late, closed=False)):
-        instead = _Sizing(situation, policy, other).run()
+    for most in (0, late.nodes // 2, _least(late, policy)):
+        instead = _Sizing(situation, policy, _Other(late, most)).run()
         if any(_elsewhere(request, late) for request in instead.requests):
             return _replaced(instead, Withdrawal(late.name, reasons.too_late(late, policy)))
     return _with_word(whole, reasons.no_alternative(late))
@@ -64,6 +64,12 @@ def _overdue(situation: Situation, policy: Policy, unneeded: Sequence[str]) -> L
         if not one.running and one.waited_s > policy.queue_wait_s and one.name not in unneeded
     ]
     return max(late, key=lambda one: one.waited_s, default=None)
+
+
+def _least(late: Live, policy: Policy) -> int:
+    """The fewest nodes of its band: perhaps there are no more."""
+    bands = [band for queue in policy.queues if queue.name == late.queue for band in queue.bands]
+    return max((band.min_nodes for band in bands if band.min_nodes < late.nodes), default=0)
 
 
 def _elsewhere(request: Request, late: Live) -> bool:
@@ -81,10 +87,10 @@ def _with_word(decision: Decision, sentence: str) -> Decision:
 
 @dataclass(frozen=True, slots=True)
 class _Other:
-    """A decision without one allocation: its queue closed, or asked for half as many nodes."""
+    """A decision without one allocation: its queue asked for at most so many nodes, or not (0)."""
 
     late: Live
-    closed: bool
+    most: int
 
 
 @dataclass(slots=True)
@@ -134,10 +140,8 @@ class _Sizing:
         self.share = 0.0  # how busy the best plan for the last lead would keep its nodes
         self.planner = Planner(policy, self.caps, self.works, self.windows)
         self.planner.closed |= self._troubled()
-        if other and other.closed:
-            self.planner.closed.add(other.late.queue)
-        elif other:
-            self.planner.narrow[other.late.queue] = other.late.nodes // 2
+        if other:
+            self.planner.narrow[other.late.queue] = other.most
 
     def run(self) -> Decision:
         """Cover, ask, cancel, explain."""
