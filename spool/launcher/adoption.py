@@ -19,18 +19,17 @@ from spool.queue.layout import State
 from spool.queue.parents import Lookup
 from spool.queue.place import Place
 from spool.queue.shape import Shape
-from spool.queue.tasks import Task
 
 if TYPE_CHECKING:
     from spool.launcher.loop import Launcher
 
 
 class Adoption:
-    """What one launcher adopts; `taken` are claimed children, read, to be started."""
+    """What one launcher adopts; `taken` are claimed children to be started."""
 
     def __init__(self, launcher: Launcher) -> None:
         self.launcher = launcher
-        self.taken: deque[tuple[Task, Shape]] = deque()
+        self.taken: deque[tuple[str, Shape]] = deque()
 
     def may(self) -> bool:
         """Whether another child could be run here at once, or soon."""
@@ -61,7 +60,8 @@ class Adoption:
             return claim.settle(owner, task)
         if place.state is State.READY and self._is_next(place.group):
             self.launcher.picker.claimer.claimed += 1
-            self.taken.append((task, shapes.parse(place.group)[0]))
+            self.launcher.crew.read[name] = task
+            self.taken.append((name, shapes.parse(place.group)[0]))
             return held
         claim.hand_on(owner, name, place)
         return place
@@ -78,5 +78,4 @@ class Adoption:
     def start(self) -> None:
         """Start what was taken, or hold it until there is room."""
         while self.taken:
-            task, wanted = self.taken.popleft()
-            self.launcher.receive(task.id, wanted, task)
+            self.launcher.receive(*self.taken.popleft())

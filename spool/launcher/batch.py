@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from queue import SimpleQueue
@@ -21,7 +22,9 @@ from spool.queue.owner import Owner
 from spool.queue.place import Place
 
 EVERY_S = 1.0
-SOON_S = 0.01  # where others wait for what ended, but there is work meanwhile: a few go together
+SOON_S, SOON_SHARE = 0.01, 4.0
+"""Where others wait for what ended, but there is work meanwhile, a few go together: so long, and at
+least so many times what a sync took. A journal that is always written stalls all moves."""
 SLOW_S = 10.0
 WAKE = signal.SIGUSR2
 Ended = tuple[str, Place]
@@ -51,6 +54,7 @@ class Batch:
         self.stuck: list[tuple[str, str]] = []
         self.finals: list[str] = []
         self.syncing = False
+        self._lasted_s = 0.0
         self._orders: SimpleQueue[tuple[list[Ended], set[Place]] | None] = SimpleQueue()
         self._answers: SimpleQueue[Exception | None] = SimpleQueue()
         self._order: tuple[list[Ended], set[Place]] = ([], set())
@@ -76,7 +80,7 @@ class Batch:
     @property
     def soon_at(self) -> float:
         """When what is gathered is to be synced if others wait for it."""
-        return self.since + SOON_S
+        return self.since + max(SOON_S, SOON_SHARE * self._lasted_s)
 
     def step(self, count: int, *, now: bool, over: bool = False) -> int:
         """Move up to `count` synced tasks; `now` begins a sync without waiting for more.
@@ -136,12 +140,14 @@ class Batch:
         while (order := self._orders.get()) is not None:
             ended, places = order
             fault: Exception | None = None
+            begun = time.monotonic()
             try:
                 if ended:
                     self._sync_results([task_id for task_id, _ in ended])
                 claim.sync_places(self.owner.tree, places)
             except Exception as found:  # raised by the loop's thread, which must not wait in vain
                 fault = found
+            self._lasted_s = time.monotonic() - begun
             self._answers.put(fault)
             signal.pthread_kill(self._main, WAKE)
 

@@ -59,6 +59,7 @@ class Report(NamedTuple):
 class Crew:
     """Runs tasks here for one owner; mpiruns says how many of them are mpiruns.
 
+    read holds claimed tasks that were read, and found to belong here, since they are ours.
     `node` tells its guard which processes are its own, where
     several crews of one owner share a process table; "" where they do not."""
 
@@ -85,6 +86,7 @@ class Crew:
         self.peak_kb = run.own_peak_kb()
         self.told_beat = 0.0
         self.mpiruns = 0
+        self.read: dict[str, Task] = {}
         self.hold_s = HOLD_S if owner.record.get("allocation") else 0.0
         self.doubtful: deque[tuple[float, Running]] = deque()
         self.guard = self._new_guard()
@@ -96,15 +98,12 @@ class Crew:
 
     # -- starts ----------------------------------------------------------------------------------
 
-    def start(
-        self, task_id: str, shape: Shape, grants: Grants, read: Task | None = None
-    ) -> Started:
+    def start(self, task_id: str, shape: Shape, grants: Grants) -> Started:
         """Start a claimed task; GONE too if it stays where it is, for `check` to find.
 
-        `read` is the task if it was read and found to belong here since it is ours.
         Raises FileSystemFault, OSError: the machine or the disk refuses for now.
         """
-        task = read or self._admissible(task_id, shape)
+        task = self.read.pop(task_id, None) or self._admissible(task_id, shape)
         if task is None:
             return Started.GONE
         try:
@@ -295,6 +294,7 @@ class Crew:
 
     def settle(self, verb: str, task_id: str, said: dict[str, Any]) -> str:
         """Do what was asked of a claimed task that has not started, and send it on."""
+        self.read.pop(task_id, None)
         try:
             task = claim.read_claim(self.owner, task_id, self.trusted)
         except ManifestError as fault:

@@ -45,7 +45,6 @@ from spool.queue.layout import Tree
 from spool.queue.lookout import Lookout
 from spool.queue.owner import Owner
 from spool.queue.shape import Shape
-from spool.queue.tasks import Task
 
 TICK_S = 1.0
 SLICE, SLICE_FAR = 4, 128
@@ -305,12 +304,12 @@ class Launcher:
                     break
         self.claimed.extendleft(reversed(passed))
 
-    def _start(self, task_id: str, wanted: Shape, read: Task | None = None) -> bool:
+    def _start(self, task_id: str, wanted: Shape) -> bool:
         """Start a claimed task if there is room; False: it is still only claimed."""
         before = self.places.started
         try:
             waiting = len(self.claimed) + self.picker.known
-            dealt_with = self.places.start(task_id, wanted, waiting, read)
+            dealt_with = self.places.start(task_id, wanted, waiting)
         except (FileSystemFault, OSError) as fault:
             self._pause(fault)
             return False
@@ -345,13 +344,13 @@ class Launcher:
             return self.ranks.any_may_follow()
         return not self.field.crew and self.picker.may_claim_ahead(len(self.claimed))
 
-    def receive(self, task_id: str, wanted: Shape, read: Task | None = None) -> None:
-        """Start a task just claimed, or hold it until there is room; `read` if it was just read."""
+    def receive(self, task_id: str, wanted: Shape) -> None:
+        """Start a task just claimed, or hold it until there is room."""
         if layout.parse_id(task_id) is None:
             claim.reject(self.owner, task_id, "bears no task id; drop it into CREATED instead")
             return
         first = not self.claimed or wanted == self.book.kept_for
-        if first and not self.hands.lending and self._start(task_id, wanted, read):
+        if first and not self.hands.lending and self._start(task_id, wanted):
             return
         if self.places.follow(task_id, wanted):
             return

@@ -24,7 +24,6 @@ from spool.queue.layout import State
 from spool.queue.owner import Owner
 from spool.queue.place import Place
 from spool.queue.shape import Shape
-from spool.queue.tasks import Task
 
 if TYPE_CHECKING:
     from spool.launcher.ranks import Ranks
@@ -51,12 +50,10 @@ class Places:
         self.lost: deque[tuple[str, float]] = deque()  # and when its rank was last heard of
         self.left: Leftovers | None = None
 
-    def start(
-        self, task_id: str, wanted: Shape, waiting: int = 0, read: Task | None = None
-    ) -> bool:
+    def start(self, task_id: str, wanted: Shape, waiting: int = 0) -> bool:
         """Start a task if there is room; False: it is still only claimed.
 
-        waiting: so many others are known to want room. read is the task, if it was just read.
+        waiting: so many others are known to want room.
         """
         if wanted.mpi and not self._may_start_mpirun():
             return False
@@ -71,7 +68,7 @@ class Places:
         if self.ranks and grants[0].node and not wanted.mpi:
             self.ranks.start(task_id, wanted, grants)
         else:
-            self._start_here(task_id, wanted, grants, read)
+            self._start_here(task_id, wanted, grants)
         self._count()
         return True
 
@@ -85,11 +82,9 @@ class Places:
                 self.book.give(grants)
         return taken
 
-    def _start_here(
-        self, task_id: str, wanted: Shape, grants: Grants, read: Task | None = None
-    ) -> None:
+    def _start_here(self, task_id: str, wanted: Shape, grants: Grants) -> None:
         try:
-            what = self.crew.start(task_id, wanted, grants, read)
+            what = self.crew.start(task_id, wanted, grants)
         except (FileSystemFault, OSError):
             self._free(task_id, grants)
             raise
@@ -218,6 +213,7 @@ class Places:
 
     def give_back(self, task_id: str, wanted: Shape) -> None:
         """Return a claimed task that never started to its lane: no line is written."""
+        self.crew.read.pop(task_id, None)
         lane = shape.lane(wanted, layout.shard_of(task_id))
         claim.hand_on(self.owner, task_id, Place(State.READY, lane))
 

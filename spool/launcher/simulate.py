@@ -109,6 +109,7 @@ class Virtual:
     grants: Grants
     started: float
     lasts_s: float
+    end: dict[str, Any] | None = None  # it has none
     stopped: str = ""
 
     @property
@@ -131,6 +132,7 @@ class Simulated:
     def __init__(self, owner: Owner, scene: Scene) -> None:
         self.owner, self.scene = owner, scene
         self.running: dict[str, Virtual] = {}
+        self.read: dict[str, object] = {}
         self.ended: deque[Virtual] = deque()
         self.stops = self.starter = self
         self.operations = 0
@@ -145,7 +147,7 @@ class Simulated:
             self.operations += 1
             clock.jump(self.scene.latency_s)
 
-    def start(self, task_id: str, shape: Shape, grants: Grants, read: object = None) -> Started:
+    def start(self, task_id: str, shape: Shape, grants: Grants) -> Started:
         """Begin a task that lasts as long as it says."""
         lasts = random.Random(task_id).uniform(1 - self.scene.spread, 1 + self.scene.spread)
         lasts *= shape.time_s or LASTS_S
