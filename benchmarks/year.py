@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import msgspec
 import tabulate
 import year_rivals
-from year_machine import DAY, HOUR, MAX_QUEUED, NODES, Clock, Machine
+from year_machine import DAY, DEBUG_NODES, HOUR, MAX_QUEUED, NODES, Clock, Machine
 from year_rivals import Strategy
 from year_work import Ready, arrivals
 
@@ -58,7 +58,8 @@ def main() -> int:
     """Run all; the exit code."""
     asked = arguments()
     until = asked.days * DAY
-    print(f"{asked.days} days, seed {asked.seed}, load of others {asked.load:.0%}, {NODES} nodes")
+    nodes = NODES + DEBUG_NODES
+    print(f"{asked.days} days, seed {asked.seed}, others {asked.load:.0%}, {nodes:,} nodes")
     found = []
     for strategy in chosen(asked.only, asked.no_gaps):
         found.append(played(strategy, asked.seed, until, asked.load))
