@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PYTHON ?= python3
 
-.PHONY: demo test lint bench bench-large bench-scale clean
+.PHONY: demo test lint bench bench-large bench-scale bench-year clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -30,6 +30,9 @@ bench: $(VENV)/.ready-test
 
 bench-scale: $(VENV)/.ready-test
 	$(BIN)/python benchmarks/scaling.py
+
+bench-year: $(VENV)/.ready-test
+	$(BIN)/python benchmarks/year.py
 
 bench-large: $(VENV)/.ready-test
 	$(BIN)/python benchmarks/large.py

@@ -73,10 +73,10 @@ def chosen(word: str, no_gaps: bool) -> list[type[Strategy]]:
     found = [one for one in year_rivals.ALL if word in one.name or one is year_rivals.Spool]
     if not no_gaps:
         return found
-    for one in (year_rivals.Spool, year_rivals.SpoolDefaults):
-        one.policy = msgspec.structs.replace(
-            one.policy, queues=year_rivals.queues(("debug", "default"))
-        )
+    ours = year_rivals.Spool
+    ours.policy = msgspec.structs.replace(
+        ours.policy, queues=year_rivals.queues(("debug", "default"))
+    )
     MAX_QUEUED["backfill"] = 0
     return [one for one in found if getattr(one, "queue", "") != "backfill"]
 

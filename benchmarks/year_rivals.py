@@ -122,11 +122,11 @@ def queues(names: tuple[str, ...]) -> tuple[Queue, ...]:
     )
 
 
-class SpoolDefaults(Strategy):
+class Spool(Strategy):
     """decide(), each minute."""
 
-    name = "spool, untouched"
-    note = "the service's sizing with all its defaults: within 1 h, minimum of use 0.5"
+    name = "spool"
+    note = "the service's sizing with all its defaults: within 2 h, minimum of use 0.7"
     policy = Policy(queues=queues(("debug", "backfill", "default")), padding_s=PADDING_S)
 
     def look(self) -> None:
@@ -171,19 +171,6 @@ class SpoolDefaults(Strategy):
             unneeded_s=self.clock.now - since if since >= 0 else 0.0,
             busy=asked.launcher.busy if asked.running else 0.0,
         )
-
-
-class Spool(SpoolDefaults):
-    """The same for a machine where one waits for hours."""
-
-    name = "spool"
-    note = 'the same with within = "2h", min_utilisation = 0.7 in spool.toml'
-    policy = Policy(
-        queues=SpoolDefaults.policy.queues,
-        padding_s=PADDING_S,
-        within_s=2 * HOUR,
-        min_utilisation=0.7,
-    )
 
 
 class Fixed(Strategy):
@@ -331,7 +318,6 @@ class ElasticPlain(Elastic):
 
 ALL: tuple[type[Strategy], ...] = (
     Spool,
-    SpoolDefaults,
     FixedGaps,
     FixedSmall,
     FixedLarge,

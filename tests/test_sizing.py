@@ -37,7 +37,8 @@ def queue(name: str = "main", **changes: Any) -> Queue:
 
 def policy(*queues: Queue, **changes: Any) -> Policy:
     """The plain cluster, or these queues."""
-    return Policy(queues=queues or (queue(),), **changes)
+    given: dict[str, Any] = {"within_s": 3600.0, "min_utilisation": 0.5}
+    return Policy(queues=queues or (queue(),), **{**given, **changes})
 
 
 THETA_BANDS = (
