@@ -59,9 +59,10 @@ def tree(tmp_path: Path, request: pytest.FixtureRequest) -> Tree:
 
 @pytest.fixture
 def nothing_runs_on(tree: Tree) -> Iterator[None]:
-    """Whatever the launchers of a failed test left is killed."""
+    """Whatever the launchers of a failed test left is killed; its report has what they said."""
     yield
     for name in files.names(tree.folder("launchers")):
+        sys.stdout.write(f"{name}:\n{(files.read(tree.owner(name, layout.LOG)) or b'').decode()}")
         processes.kill_marked(name)
 
 

@@ -136,8 +136,26 @@ class Slurm:
 
     def wait(self, job: str, within: float = 60.0) -> str:
         """Wait until all of a job has ended; its state."""
-        eventually(lambda: self._states(job) <= ENDED, f"job {job} ends", within)
+        try:
+            eventually(lambda: self._states(job) <= ENDED, f"job {job} ends", within)
+        except AssertionError as fault:
+            fault.add_note(self.told(job))
+            raise
         return self.state(job)
+
+    def told(self, job: str) -> str:
+        """All that may tell why a job is not over: its words, steps and nodes, Slurm's own logs."""
+        asked = [
+            ["scontrol", "show", "job", job],
+            ["squeue", "--steps", "-j", job],
+            ["sinfo", "-N", "-p", "batch", "-o", "%n %T %E"],
+            ["ps", "--ppid", "2", "-N", "-o", "pid,ppid,stat,etimes,wchan:12,args", "--forest"],
+        ]
+        told = [f"job's output:\n{self.output(job)}", *(self.run(*words) for words in asked)]
+        for log in sorted((self.folder / "log").glob("*.log")):
+            last = log.read_text(errors="replace").splitlines()[-30:]
+            told.append("\n".join([f"{log.name}:", *last]))
+        return "\n".join(told)
 
     def output(self, job: str) -> str:
         """What a job has written to its standard output so far."""
