@@ -29,6 +29,9 @@ ENDED = frozenset(
     ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY")
 ) | {"PREEMPTED", "TIMEOUT"}
 
+QUICK_DOWN = ("SlurmdTimeout=5", "MessageTimeout=5")
+"""Where a test kills a node: Slurm sees it sooner, but may give up a node that is only slow."""
+
 GUARD = 'folder=${@: -1}; "$0/slurm-up" "$@" </dev/null && read -r _; "$0/slurm-down" "$folder"'
 """Starts Slurm, and kills it when its input ends: the kernel sees to that if we are killed."""
 
@@ -172,7 +175,7 @@ class Slurm:
         return self.run("sinfo", "-h", "-N", "-p", "batch", "-n", name, "-o", "%T").strip()
 
     def kill_node(self, name: str) -> None:
-        """SIGKILL everything that runs on a node; Slurm sees it some 16 s later."""
+        """SIGKILL everything that runs on a node; with QUICK_DOWN Slurm sees it some 16 s later."""
         self.run(str(SCRIPTS / "slurm-down"), str(self.folder), name)
 
     def node_up(self, name: str) -> None:

@@ -218,7 +218,8 @@ def test_a_node_that_vanishes_costs_its_tasks_an_attempt_and_the_launcher_goes_o
     if reason := slurm_cluster.missing():
         pytest.skip(reason)
     ids = [spool.submit(["sleep", "2"]).id for _ in range(60)]
-    with slurm_cluster.Slurm(tmp_path / "up", nodes=3, cpus=8) as cluster:
+    quick = slurm_cluster.QUICK_DOWN
+    with slurm_cluster.Slurm(tmp_path / "up", nodes=3, cpus=8, settings=quick) as cluster:
         job = allocated(cluster, tree, "--no-kill", launcher="--cores-per-node 4", nodes=3)
         done = tree.state(State.FINISHED)
         eventually(lambda: len(list(Path(done).glob("*/*"))) >= 12, "they run")
