@@ -27,6 +27,7 @@ from spool.launcher.mpirun import Flavour
 from spool.launcher.picker import Wishes
 from spool.launcher.starting import Way, ranks_claimed
 from spool.queue import layout
+from spool.queue.processes import process_start
 
 # -- am I one of several -------------------------------------------------------------------------
 
@@ -81,6 +82,23 @@ def test_what_fails_hangs_or_sees_the_wrong_world_is_not_chosen(tmp_path, monkey
     monkeypatch.setattr(starting, "ways", lambda system, hosts: order[:-1])
     with pytest.raises(SpoolError, match=r"lone: 1; bad: no such host; slow: hung .*; none: "):
         starting.choose("", ["a", "b", "c"], said.append)
+
+
+def test_what_hangs_is_not_waited_for_but_ended_once_another_way_works(tmp_path, monkeypatch):
+    """As ranks hang whose shared memory has the name of one that a killed job left half made."""
+    order = []
+    for name, does in (("hangs", "exec sleep 61"), ("slow", "sleep 0.7; echo 2")):
+        starter = tmp_path / name
+        starter.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/{name}.pid\n{does}\n")
+        starter.chmod(0o755)
+        order.append(Way(name, (str(starter),)))
+    monkeypatch.setattr(starting, "SILENT_S", 0.3)
+    monkeypatch.setattr(starting, "ways", lambda system, hosts: order)
+    begun = time.monotonic()
+    chosen = starting.choose("", ["a", "b"], lambda text: None)
+    assert chosen.name == "slow" and 0.7 <= chosen.took_s < 20
+    assert time.monotonic() - begun < 20
+    assert process_start(int((tmp_path / "hangs.pid").read_text())) is None
 
 
 def test_a_node_that_does_not_answer_is_told_from_those_that_do(tmp_path, monkeypatch):
@@ -172,12 +190,16 @@ def test_signals_are_passed_on_and_what_runs_is_given_back(tmp_path, number):
 def test_ranks_that_meet_only_while_they_are_few_lines_are_started_another_way(
     tmp_path, monkeypatch
 ):
-    """As with a PMI that cuts the longer messages of a whole launcher's ranks."""
+    """As with a PMI that cuts the longer messages of a whole launcher's ranks, or loses them."""
     tree = make_tree(tmp_path / "spool", '[launcher]\nsync = "none"\n')
     order = []
-    for name, launch in (("cuts", "exit 15"), ("cuts-too", "exit 15"), ("works", 'exec "$@"')):
+    monkeypatch.setattr(starting, "JOIN_S", 1.0)
+    launches = {"cuts": "exit 15", "cuts-too": "exit 15", "loses": "exec sleep 61"}
+    for name, launch in (launches | {"works": 'exec "$@"'}).items():
         starter = tmp_path / name
-        starter.write_text(f'#!/bin/sh\n[ "$3" = -c ] && {{ echo 2; exit; }}\n{launch}\n')
+        takes = "sleep 1" if name == "works" else "true"  # so that it is waited for
+        tried = f'[ "$3" = -c ] && {{ {takes}; echo 2; exit; }}'
+        starter.write_text(f"#!/bin/sh\n{tried}\n{launch}\n")
         starter.chmod(0o755)
         order.append(Way(name, (str(starter),)))
     monkeypatch.setattr(starting, "ways", lambda system, hosts: order)
@@ -188,7 +210,8 @@ def test_ranks_that_meet_only_while_they_are_few_lines_are_started_another_way(
 
     said = in_child(minds)
     assert said[-1] == 0 and "ranks are started by works" in said
-    assert "ranks started by cuts did not come together" in said
+    for name in launches:
+        assert f"ranks started by {name} did not come together" in said
 
 
 @pytest.fixture

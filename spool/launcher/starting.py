@@ -16,11 +16,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
+from typing import IO
 
 from spool import units
 from spool.errors import SpoolError
@@ -30,10 +32,15 @@ from spool.queue import claim, files, layout, owner, processes
 from spool.queue.layout import State, Tree
 
 SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "PALS_SIZE", "MPI_LOCALNRANKS")
-TRY_S, JOIN_S, PARTING_S, SWEEP_S = 60.0, 90.0, 10.0, 30.0
+TRY_S, PARTING_S, SWEEP_S = 60.0, 10.0, 30.0
+SILENT_S = 5.0  # an answer takes less, mostly: then the next way is tried beside this one
+# In which the ranks of a launcher come together: so long, and so much more for each second that
+# the two of a trial took, and for each node.
+JOIN_S, JOIN_MORE, JOIN_NODE_S = 10.0, 10.0, 0.1
 AGAIN_MOST = 10
 YOUNG_S = 30.0  # a launcher that dies sooner than that, twice, is not started again
 LOOK_S = 0.2  # how soon a signal is passed on, and an end seen
+TRIAL_LOOK_S = 0.02
 LEFT_S = 60.0  # of its time below which starting again is not worth it
 MPI_KINDS = ((), ("--mpi=pmi2",), ("--mpi=pmix",))
 NEEDED = {"SLURM_OVERLAP": "1", "SLURM_CPU_BIND": "none"} | {
@@ -44,10 +51,14 @@ Log = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """One way to start a process on each of some nodes: `words` go before the program's."""
+    """One way to start a process on each of some nodes: `words` go before the program's.
+
+    took_s is how long ranks that were started so took to see each other, when that was tried.
+    """
 
     name: str
     words: tuple[str, ...]
+    took_s: float = 0.0
 
 
 def ranks_claimed(environment: Mapping[str, str]) -> int:
@@ -115,13 +126,21 @@ def choose(system: str, hosts: Sequence[str], log: Log, without: Sequence[str] =
     `without` names ways that are known not to work after all.
     """
     said = [f"{name}: its ranks did not come together" for name in without]
-    for full, tried in zip(ways(system, hosts), ways(system, hosts[:2]), strict=True):
-        if full.name in without:
-            continue
-        if (answer := sizes_seen(tried)) == str(len(hosts[:2])):
-            log(f"ranks are started by {full.name}")
-            return full
-        said.append(f"{full.name}: {answer}")
+    pairs = zip(ways(system, hosts), ways(system, hosts[:2]), strict=True)
+    left = [(full, tried) for full, tried in pairs if full.name not in without]
+    trials: list[tuple[Way, Trial]] = []
+    with ExitStack() as ends_all:
+        while left or trials:
+            if left and (not trials or trials[-1][1].age_s >= SILENT_S):
+                full, tried = left.pop(0)
+                trials.append((full, ends_all.enter_context(Trial(tried))))
+            for full, trial in [pair for pair in trials if pair[1].answer()]:
+                if (answer := trial.answer()) == str(len(hosts[:2])):
+                    log(f"ranks are started by {full.name}")
+                    return replace(full, took_s=trial.age_s)
+                said.append(f"{full.name}: {answer}")
+                trials.remove((full, trial))
+            time.sleep(TRIAL_LOOK_S)
     why = "; ".join(said) or "there is neither srun nor mpiexec here"
     raise SpoolError(
         f"no ranks can be started on {len(hosts)} nodes ({why})."
@@ -131,26 +150,65 @@ def choose(system: str, hosts: Sequence[str], log: Log, without: Sequence[str] =
 
 def sizes_seen(way: Way) -> str:
     """How many ranks the ranks see that are started this way, or what went wrong."""
-    words = [*way.words, sys.executable, "-P", "-c", _PROBE]
-    try:
-        done = subprocess.run(
-            words,
-            env=launcher_environment() | NEEDED,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=TRY_S,
-        )
-    except subprocess.TimeoutExpired:
-        return f"hung for {TRY_S:.0f} s"
-    except OSError as fault:
-        return str(fault)
-    told = {line for line in done.stdout.split() if line.isdigit()}
-    if done.returncode == 0 and len(told) == 1:
-        return told.pop()
-    worded = [line for line in done.stderr.splitlines() if re.search(r"\w", line)]
-    return (worded or [f"exit code {done.returncode}"])[-1].strip()[:200]
+    with Trial(way) as trial:
+        while not (answer := trial.answer()):
+            time.sleep(TRIAL_LOOK_S)
+    return answer
+
+
+class Trial:
+    """Ranks that are started to tell how many they see; leaving it ends them."""
+
+    def __init__(self, way: Way) -> None:
+        self.begun = time.monotonic()
+        self.out, self.err = _kept(), _kept()
+        self.process: subprocess.Popen[bytes] | None = None
+        self.fault = ""
+        try:
+            self.process = subprocess.Popen(
+                [*way.words, sys.executable, "-P", "-c", _PROBE],
+                env=launcher_environment() | NEEDED,
+                stdin=subprocess.DEVNULL,
+                stdout=self.out,
+                stderr=self.err,
+            )
+        except OSError as fault:
+            self.fault = str(fault)
+
+    def __enter__(self) -> Trial:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process is not None and self.process.poll() is None:
+            _end(self.process)
+        self.out.close()
+        self.err.close()
+
+    @property
+    def age_s(self) -> float:
+        """How long ago it was started."""
+        return time.monotonic() - self.begun
+
+    def answer(self) -> str:
+        """How many ranks they see, or what went wrong; "" as long as that is not known."""
+        if self.process is None:
+            return self.fault
+        if self.process.poll() is None:
+            return f"hung for {TRY_S:.0f} s" if self.age_s >= TRY_S else ""
+        told = {line for line in _said(self.out).split() if line.isdigit()}
+        if self.process.returncode == 0 and len(told) == 1:
+            return told.pop()
+        worded = [line for line in _said(self.err).splitlines() if re.search(r"\w", line)]
+        return (worded or [f"exit code {self.process.returncode}"])[-1].strip()[:200]
+
+
+def _kept() -> IO[str]:
+    return tempfile.TemporaryFile("w+", errors="replace")
+
+
+def _said(file: IO[str]) -> str:
+    file.seek(0)
+    return file.read()
 
 
 _PROBE = """
@@ -254,7 +312,8 @@ class Minder:
             stdin=subprocess.DEVNULL,
             process_group=0,  # a terminal's Ctrl-C is for us alone: they would get it twice
         )
-        if not self.lone and not self._came_together(self.child):
+        wait_s = JOIN_S + JOIN_MORE * way.took_s + JOIN_NODE_S * len(self.hosts)
+        if not self.lone and not self._came_together(self.child, wait_s):
             self.log(f"ranks started by {way.name} did not come together")
             self.useless.append(way.name)
             _end(self.child)
@@ -278,13 +337,13 @@ class Minder:
         """The nodes that are left, as --nodes has them: names, or how many this machine plays."""
         return ",".join(self.hosts) if self.hosts[0] else str(len(self.hosts))
 
-    def _came_together(self, child: subprocess.Popen[bytes]) -> bool:
-        """Whether a launcher is there within JOIN_S, or it ended without a fault.
+    def _came_together(self, child: subprocess.Popen[bytes], wait_s: float) -> bool:
+        """Whether a launcher is there within that time, or it ended without a fault.
 
         Ranks of a few lines may meet, as `choose` saw, where those of a whole launcher do not: what
         they tell each other is longer, and some starters cut it.
         """
-        deadline = time.monotonic() + JOIN_S
+        deadline = time.monotonic() + wait_s
         while time.monotonic() < deadline:
             self._heed()
             with suppress(subprocess.TimeoutExpired):
@@ -364,6 +423,7 @@ def _end(child: subprocess.Popen[bytes]) -> None:
         child.wait(PARTING_S)
     except subprocess.TimeoutExpired:
         child.kill()
+        child.wait()
 
 
 def run_on_each(system: str, hosts: Sequence[str], words: Sequence[str]) -> dict[str, int]:
