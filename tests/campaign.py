@@ -67,7 +67,7 @@ def burst(spool: Spool, tree: Tree, number: int, long_ones: int) -> list[str]:
         seconds = (0.5, 1, 1.5, 2)[at % 4]
         ids.append(spool.submit(["sleep", str(seconds)], time_estimate="3s", name="serial").id)
     for _ in range(long_ones):
-        ids.append(spool.submit(LONG, time_estimate="5s", grace="2s", name="long").id)
+        ids.append(spool.submit(LONG, time_estimate="5s", grace="2s", name="long", priority=1).id)
     for at in range(14):
         wide = 1 + at % 2
         ids.append(

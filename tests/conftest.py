@@ -30,6 +30,19 @@ needs_mpiexec = pytest.mark.skipif(
 )
 
 
+LONGEST_FIRST = (
+    "service_slurm", "slurm_launcher", "service_local", "dependencies", "stager", "crash",
+    "balsam_mixture", "mpi_mode", "ranks", "leftovers", "executor", "launcher", "race", "arrays",
+    "queue_command", "service", "readme",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest first, so that none of them is alone at the end."""
+    order = {f"test_{name}": place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
+
 @pytest.fixture(autouse=True)
 def _no_watcher_stays() -> Iterator[None]:
     yield

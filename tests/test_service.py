@@ -108,7 +108,7 @@ def nothing_waits(tree: Tree) -> None:
 
 
 def test_what_waits_is_asked_for_once(tree: Tree, system: Scripted, step: Steps) -> None:
-    many(tree, 40, time_estimate="10m")
+    many(tree, 16, time_estimate="10m")
     report = step()
     assert [one["job"] for one in report.asked] == ["1"]
     for _ in range(5):
@@ -406,7 +406,7 @@ def test_a_clock_set_back_makes_no_rest_longer(tree: Tree, system: Scripted, ste
 def test_a_clock_that_jumps_neither_asks_nor_cancels(
     tree: Tree, system: Scripted, step: Steps, jump: float
 ) -> None:
-    many(tree, 40, time_estimate="10m")
+    many(tree, 16, time_estimate="10m")
     step()
     for after_s in (60.0, jump, 60.0, -jump, 60.0):
         report = step(after_s)
@@ -419,7 +419,7 @@ def test_two_spools_on_one_batch_system_keep_their_jobs_apart(
 ) -> None:
     other = make_tree(tmp_path / "other", SETTINGS)
     for each in (tree, other):
-        many(each, 40, time_estimate="10m")
+        many(each, 16, time_estimate="10m")
     theirs = Steps(other, system, now)
     system.after = Unreachable("no answer")
     step()
@@ -680,7 +680,7 @@ def test_a_request_that_cannot_be_read_is_left_to_a_person(tree: Tree) -> None:
 def test_a_live_allocation_counts_for_those_who_restart(
     tree: Tree, system: Scripted, step: Steps
 ) -> None:
-    many(tree, 40, time_estimate="10m")
+    many(tree, 16, time_estimate="10m")
     step()
     files.unlink(allocations.path(tree, memory.FILE))
     assert step().asked == []
