@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,31 @@ slurm = slurm_cluster.slurm
 SETTINGS = f'{NO_SYNC}mpirun = "{MPIEXEC}"\n'
 PROGRAM = MPI_PROGRAM
 LAUNCH = f"{sys.executable} -m spool.cli --spool $ROOT launcher"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cut_short(tmp_path_factory) -> Iterator[CutShort]:
+    """A job of one minute, the shortest there is: it begins before and ends after other tests."""
+    if reason := slurm_cluster.missing():
+        pytest.skip(reason)
+    folder = tmp_path_factory.mktemp("minute")
+    with slurm_cluster.Slurm(folder / "up") as cluster:
+        yield CutShort(cluster, make_tree(folder / "spool", SETTINGS))
+
+
+class CutShort:
+    """What the end of an allocation finds: tasks that are done, that run, and that never start."""
+
+    def __init__(self, slurm: slurm_cluster.Slurm, tree: Tree) -> None:
+        self.slurm, self.tree, spool = slurm, tree, Spool(tree.root)
+        trap = "trap 'echo checkpoint > saved; exit 0' TERM; test -e saved || sleep 300 & wait $!"
+        long = [spool.submit(trap, signal="TERM", grace="2s").id for _ in range(4)]
+        once = f"test -e been || {{ touch been; sleep 300; }}; exec {' '.join(PROGRAM)}"
+        self.mpi = spool.submit(["sh", "-c", once], nodes=2, ranks_per_node=2, grace="2s").id
+        self.cut = [*long, self.mpi]
+        self.too_long = spool.submit(["true"], time_estimate="30m").id
+        self.short = [spool.submit(["true"]).id for _ in range(50)]
+        self.job = allocated(slurm, tree, "-t1", launcher="--cores-per-node 8")
 
 
 def allocated(slurm, tree: Tree, *options: str, launcher: str = "", nodes: int = 4) -> str:
@@ -131,31 +157,7 @@ def test_two_launchers_share_an_allocation_by_parts(slurm, tree, spool):
     assert sorted(record["nodes"] for record in records) == [1, 1, 2]
 
 
-# -- the end of an allocation --------------------------------------------------------------------
-
-
-def test_what_the_walltime_cuts_short_is_finished_by_a_second_allocation(slurm, tree, spool):
-    """The launcher knows its end from Slurm, and stops its tasks in time."""
-    trap = "trap 'echo checkpoint > saved; exit 0' TERM; test -e saved || sleep 300 & wait $!"
-    long = [spool.submit(trap, signal="TERM", grace="2s").id for _ in range(4)]
-    mpi = spool.submit(
-        ["sh", "-c", f"test -e been || {{ touch been; sleep 300; }}; exec {' '.join(PROGRAM)}"],
-        nodes=2, ranks_per_node=2, grace="2s",
-    ).id  # fmt: skip
-    too_long = spool.submit(["true"], time_estimate="30m").id
-    short = [spool.submit(["true"]).id for _ in range(50)]
-    job = allocated(slurm, tree, "-t1", launcher="--cores-per-node 8")
-    assert slurm.wait(job, within=150) in ("COMPLETED", "TIMEOUT"), slurm.output(job)
-    assert finished(tree, short)
-    assert where(tree, too_long).startswith("READY/") and words_of(tree, too_long) == []
-    for task in [*long, mpi]:
-        assert where(tree, task).startswith("READY/"), (slurm.output(job), history_of(tree, task))
-        assert words_of(tree, task)[-1] == "interrupted"
-    assert processes_of(tree) == []
-    job = allocated(slurm, tree, "-t40", launcher="--cores-per-node 8")
-    assert slurm.wait(job, within=90) == "COMPLETED", slurm.output(job)
-    assert finished(tree, [*long, mpi, too_long])
-    assert len(ranks_of(tree, mpi)) == 4
+# -- what dies in an allocation ------------------------------------------------------------------
 
 
 def test_a_killed_allocation_loses_nothing_and_the_next_one_finishes_it(slurm, tree, spool):
@@ -228,3 +230,24 @@ def test_a_node_that_vanishes_costs_its_tasks_an_attempt_and_the_launcher_goes_o
         assert "going on without node2" in cluster.output(job)
     assert finished(tree, ids)
     assert any("lost" in words_of(tree, task) for task in ids)
+
+
+# -- the end of an allocation --------------------------------------------------------------------
+
+
+def test_what_the_walltime_cuts_short_is_finished_by_a_second_allocation(cut_short):
+    """The launcher knows its end from Slurm, and stops its tasks in time."""
+    slurm, tree, cut = cut_short.slurm, cut_short.tree, cut_short.cut
+    assert slurm.wait(cut_short.job, within=150) in ("COMPLETED", "TIMEOUT")
+    said = slurm.output(cut_short.job)
+    assert finished(tree, cut_short.short), said
+    too_long = cut_short.too_long
+    assert where(tree, too_long).startswith("READY/") and words_of(tree, too_long) == []
+    for task in cut:
+        assert where(tree, task).startswith("READY/"), (said, history_of(tree, task))
+        assert words_of(tree, task)[-1] == "interrupted"
+    assert processes_of(tree) == []
+    job = allocated(slurm, tree, "-t40", launcher="--cores-per-node 8")
+    assert slurm.wait(job, within=90) == "COMPLETED", slurm.output(job)
+    assert finished(tree, [*cut, too_long])
+    assert len(ranks_of(tree, cut_short.mpi)) == 4
