@@ -29,7 +29,7 @@ ENDED = frozenset(
     ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY")
 ) | {"PREEMPTED", "TIMEOUT"}
 
-QUICK_DOWN = ("SlurmdTimeout=5", "MessageTimeout=5")
+QUICK_DOWN = ("SlurmdTimeout=2", "MessageTimeout=2")
 """Where a test kills a node: Slurm sees it sooner, but may give up a node that is only slow."""
 
 GUARD = 'folder=${@: -1}; "$0/slurm-up" "$@" </dev/null && read -r _; "$0/slurm-down" "$folder"'
