@@ -183,32 +183,33 @@ def test_a_handler_may_submit_its_rescuer_in_the_task_s_place(tree, spool):
 # -- handlers that do not do their part ----------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("line", "says"),
-    [
-        ("true", "on_error decided nothing"),
-        ("echo finish > $SPOOL_NEXT; exit 4", "on_error: exit code 4"),
-        ("echo oops; kill -9 $$", "on_error: killed by signal 9"),
-        ("echo dunno > $SPOOL_NEXT", "nonsense, 'dunno': expected retry, finish, fail, rescue"),
-        ("echo retry memory > $SPOOL_NEXT", "expected KEY=VALUE"),
-        ("echo retry command=x > $SPOOL_NEXT", "cannot be changed"),
-        ("echo retry nodes=*x > $SPOOL_NEXT", "a factor such as *2"),
-        ("echo rescue nobody > $SPOOL_NEXT", "the id of the task"),
-        ("echo rescue $SPOOL_TASK > $SPOOL_NEXT", "there is no other task"),
-        ("printf 'fail\\nfinish\\n' > $SPOOL_NEXT", "expected one line"),
-        ("printf 'fail \"' > $SPOOL_NEXT", "No closing quotation"),
-        ("mkdir $SPOOL_NEXT", "decided nothing"),
-        ("ln -s /etc/passwd $SPOOL_NEXT", "decided nothing"),
-        ("head -c 100000 /dev/zero > $SPOOL_NEXT", "nonsense"),
-        ("rm -f /nowhere; no-such-program", "on_error: exit code 127"),
-    ],
-)
-def test_silence_failure_and_nonsense_fail_and_are_told(tree, spool, line, says):
-    task = spool.submit("exit 7", on_error=line)
+NONSENSE = [
+    ("true", "on_error decided nothing"),
+    ("echo finish > $SPOOL_NEXT; exit 4", "on_error: exit code 4"),
+    ("echo oops; kill -9 $$", "on_error: killed by signal 9"),
+    ("echo dunno > $SPOOL_NEXT", "nonsense, 'dunno': expected retry, finish, fail, rescue"),
+    ("echo retry memory > $SPOOL_NEXT", "expected KEY=VALUE"),
+    ("echo retry command=x > $SPOOL_NEXT", "cannot be changed"),
+    ("echo retry nodes=*x > $SPOOL_NEXT", "a factor such as *2"),
+    ("echo rescue nobody > $SPOOL_NEXT", "the id of the task"),
+    ("echo rescue $SPOOL_TASK > $SPOOL_NEXT", "there is no other task"),
+    ("printf 'fail\\nfinish\\n' > $SPOOL_NEXT", "expected one line"),
+    ("printf 'fail \"' > $SPOOL_NEXT", "No closing quotation"),
+    ("mkdir $SPOOL_NEXT", "decided nothing"),
+    ("ln -s /etc/passwd $SPOOL_NEXT", "decided nothing"),
+    ("head -c 100000 /dev/zero > $SPOOL_NEXT", "nonsense"),
+    ("rm -f /nowhere; no-such-program", "on_error: exit code 127"),
+]
+"""What a handler does, and the fault that is told of it."""
+
+
+def test_silence_failure_and_nonsense_fail_and_are_told(tree, spool):
+    ids = [spool.submit("exit 7", on_error=line) for line, _ in NONSENSE]
     launch(tree)
-    assert is_in(tree, task, "FAILED/exit-7@")
-    assert says in told(tree, task, "decided")["error"]
-    assert says in run_spool(tree.root, "show", task.id).stdout
+    for task, (line, says) in zip(ids, NONSENSE, strict=True):
+        assert is_in(tree, task, "FAILED/exit-7@"), line
+        assert says in told(tree, task, "decided")["error"], line
+        assert says in run_spool(tree.root, "show", task.id).stdout, line
 
 
 def test_a_handler_cannot_ask_for_ever(tree, spool):
