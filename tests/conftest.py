@@ -31,9 +31,9 @@ needs_mpiexec = pytest.mark.skipif(
 
 
 LONGEST_FIRST = (
-    "service_slurm", "slurm_launcher", "service_local", "dependencies", "stager", "crash",
-    "balsam_mixture", "mpi_mode", "ranks", "leftovers", "executor", "launcher", "race", "arrays",
-    "queue_command", "service", "readme",
+    "service_slurm", "stager", "ranks", "slurm_launcher", "service_local", "crash", "hands",
+    "launcher", "dependencies", "function", "leftovers", "arrays", "cli", "readme", "transfer",
+    "seams", "executor", "slurm_cluster", "queue_command", "faults", "gate", "balsam_mixture",
 )  # fmt: skip
 
 
