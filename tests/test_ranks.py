@@ -150,7 +150,7 @@ def test_five_thousand_tasks_run_on_four_nodes_each_once_and_on_cores_of_their_o
 
 @pytest.mark.parametrize("leader", [False, True], ids=["another-rank", "the-leader"])
 def test_a_killed_rank_loses_and_doubles_nothing_and_the_launcher_starts_again(tree, spool, leader):
-    many = ({"command": ["bash", "-c", f"{REPORT}; sleep 0.01"]} for _ in range(3000))
+    many = ({"command": ["bash", "-c", f"{REPORT}; sleep 0.01"]} for _ in range(1500))
     ids = [task.id for task in spool.submit_many(many)]
     one = begin(minded(tree))
     eventually(lambda: count(tree, State.FINISHED) > 300, "they run")
@@ -165,7 +165,7 @@ def test_a_killed_rank_loses_and_doubles_nothing_and_the_launcher_starts_again(t
 
 @pytest.mark.parametrize("leader", [False, True], ids=["another-rank", "the-leader"])
 def test_ranks_started_by_hand_end_together_and_the_next_ones_go_on(tree, spool, leader):
-    many = ({"command": ["bash", "-c", f"{REPORT}; sleep 0.01"]} for _ in range(2000))
+    many = ({"command": ["bash", "-c", f"{REPORT}; sleep 0.01"]} for _ in range(1200))
     ids = [task.id for task in spool.submit_many(many)]
     one = begin(ranks(tree))
     eventually(lambda: count(tree, State.FINISHED) > 300, "they run")
