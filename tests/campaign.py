@@ -171,6 +171,11 @@ def utilisation(closed: list[Closed]) -> float:
     return used / sum(line.granted_core_s for line in closed)
 
 
+def empty(closed: list[Closed]) -> int:
+    """How many allocations ran for nothing: no attempt at any task, whatever became of it."""
+    return sum(bool(line.ran_s) and not (line.tasks or line.failed) for line in closed)
+
+
 def shown(closed: list[Closed]) -> str:
     """The ledger, a line each."""
     return "\n".join(
