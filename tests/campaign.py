@@ -106,7 +106,7 @@ def left(tree: Tree, ids: list[str]) -> str:
     rest = [f"{task}: {place}" for task, place in places.items() if place[:9] != "FINISHED/"]
     said = Path(tree.root).parent / "service.out"
     outputs = [
-        f"{name}: {(files.read(allocations.path(tree, name, 'output')) or b'').decode()[-1500:]}"
+        f"{name}: {(files.read(tree.allocation(name, 'output')) or b'').decode()[-1500:]}"
         for name in allocations.names(tree)
     ]
     return "\n".join([*rest[:20], f"{len(rest)} left", said.read_text()[-6000:], *outputs])

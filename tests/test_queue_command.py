@@ -15,10 +15,9 @@ import pytest
 from conftest import NO_SYNC, eventually, make_tree, run_spool, where
 from crashing import findings, history_of, one
 
-from spool.queue import allocations, files, processes
+from spool.queue import allocations, files, layout, processes
 from spool.queue.allocations import RUNNING
 from spool.queue.layout import Tree
-from spool.service import memory
 
 SETTINGS = f"""{NO_SYNC}
 [service]
@@ -99,7 +98,7 @@ def test_the_books_agree_with_what_ran(tree: Tree, command: Command) -> None:
 
 
 def journal(tree: Tree) -> list[dict[str, Any]]:
-    raw = files.read(tree.journal(memory.JOURNAL)) or b""
+    raw = files.read(tree.journal(layout.SERVICE_JOURNAL)) or b""
     return [json.loads(line) for line in raw.splitlines()]
 
 
@@ -206,7 +205,7 @@ def test_an_allocation_asked_of_another_host_is_cancelled_there(
     allocations.make(tree, asked, "#!/bin/sh\n")
     said = command("queue", "cancel", asked.name)
     assert said.returncode == 1 and "local elsewhere: cancel it there" in said.stderr
-    files.remove_tree(allocations.path(tree, asked.name))
+    files.remove_tree(tree.allocation(asked.name))
 
 
 # -- words of the service ------------------------------------------------------------------------

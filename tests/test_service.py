@@ -13,7 +13,7 @@ from conftest import make_tree
 from crashing import failing, findings, many, one, start_owner
 from scripted import Scripted
 
-from spool.queue import allocations, files
+from spool.queue import allocations, files, layout
 from spool.queue.allocations import ENDED, NEVER
 from spool.queue.layout import Tree
 from spool.queue.takeover import Observer
@@ -71,7 +71,7 @@ def step(tree: Tree, system: Scripted, now: list[float]) -> Steps:
 
 
 def events(tree: Tree) -> list[dict[str, Any]]:
-    raw = files.read(tree.journal(memory.JOURNAL)) or b""
+    raw = files.read(tree.journal(layout.SERVICE_JOURNAL)) or b""
     return [msgspec.json.decode(line) for line in raw.splitlines()]
 
 
@@ -84,7 +84,7 @@ def dies(tree: Tree, system: Scripted, said: str = "", **how: Any) -> None:
     for id_, job in list(system.table.items()):
         if job.state != "ended":
             if said:
-                files.append(allocations.path(tree, job.name, "output"), said.encode())
+                files.append(tree.allocation(job.name, "output"), said.encode())
             told = {"state": "ended", "outcome": "failed", "used_s": 1.0, **how}
             system.change(id_, **told)
 
@@ -192,7 +192,7 @@ def test_a_full_disk_leaves_neither_job_nor_record(
 ) -> None:
     one(tree, time_estimate="10m")
     step(dry=True)
-    files.make_folder(allocations.path(tree, "nothing"))
+    files.make_folder(tree.allocation("nothing"))
     for number in (1, 2, 3):
         with failing("create", errno.ENOSPC, number=number, times=100), pytest.raises(OSError):
             try:
@@ -462,7 +462,7 @@ def test_what_was_asked_by_hand_is_ended_only_by_hand(
     own = allocations.read(tree, name)
     assert own is not None
     by_hand = msgspec.structs.replace(own.asked, by_hand=True)
-    files.replace(allocations.path(tree, name, "request.json"), msgspec.json.encode(by_hand))
+    files.replace(tree.allocation(name, "request.json"), msgspec.json.encode(by_hand))
     nothing_waits(tree)
     for _ in range(5):
         assert step(90_000.0).withdrawn == []
@@ -539,7 +539,7 @@ def test_the_journal_of_decisions_is_rotated(tree: Tree, monkeypatch: pytest.Mon
         memory.note(tree, "decision", number=number)
     names = sorted(files.names(tree.folder("journal")))
     assert len(names) == 4 and names[0] == "service.jsonl"
-    last = files.read(tree.journal(memory.JOURNAL)) or files.read(
+    last = files.read(tree.journal(layout.SERVICE_JOURNAL)) or files.read(
         f"{tree.folder('journal')}/{names[-1]}"
     )
     assert b'"number":199' in (last or b"")
@@ -554,7 +554,7 @@ def test_a_damaged_memory_starts_anew(
 ) -> None:
     one(tree, time_estimate="10m")
     files.make_folder(tree.folder("allocations"))
-    files.replace(allocations.path(tree, memory.FILE), damage)
+    files.replace(tree.allocation(layout.SERVICE_MEMORY), damage)
     assert len(step().asked) == 1
     assert memory.load(tree).last != ()
 
@@ -568,7 +568,7 @@ def test_a_rest_without_end_in_a_damaged_memory_is_none(
     mark = {"cause": "other", "said": "", "count": 1, "until": 1e300}
     told = {"marks": {"batch": mark}, "settings": policy.mark(tree.root, wanted.template)}
     files.make_folder(tree.folder("allocations"))
-    files.replace(allocations.path(tree, memory.FILE), msgspec.json.encode(told))
+    files.replace(tree.allocation(layout.SERVICE_MEMORY), msgspec.json.encode(told))
     step()
     assert len(step(61.0).asked) == 1
 
@@ -598,7 +598,7 @@ def test_a_root_with_blanks_and_quotes_is_written_so_that_sh_reads_it(
     tree = make_tree(tmp_path / 'it\'s a "spool" $HOME `x` {{name}}', SETTINGS)
     one(tree, time_estimate="10m")
     report = Steps(tree, system, now)()
-    path = allocations.path(tree, report.asked[0]["name"], "script")
+    path = tree.allocation(report.asked[0]["name"], "script")
     text = (files.read(path) or b"").decode()
     launcher = shlex.split(text.splitlines()[-1].removeprefix("exec "))
     assert launcher[launcher.index("--spool") + 1] == tree.root
@@ -637,7 +637,7 @@ def test_directives_that_the_batch_system_rejects_are_shown_and_rest(
     one(tree, time_estimate="10m")
     system.before = Declined("script", "unrecognized option '--nonsense'")
     report = step()
-    script = files.read(allocations.path(tree, report.refused[0]["name"], "script")) or b""
+    script = files.read(tree.allocation(report.refused[0]["name"], "script")) or b""
     assert b"#SCRIPTED --nonsense=$(rm -rf /)\n" in script
     assert "unrecognized option" in step.loud[0]
 
@@ -661,7 +661,7 @@ def test_check_finds_nothing_wrong_with_a_service_at_work(
 
 def test_a_record_without_a_request_is_a_leftover(tree: Tree) -> None:
     name = allocations.new_name(tree)
-    files.make_folder(allocations.path(tree, name))
+    files.make_folder(tree.allocation(name))
     (found,) = findings(tree)
     assert "whoever began it died before anything was asked" in found.what
     assert findings(tree, repair=True)[0].repaired
@@ -670,8 +670,8 @@ def test_a_record_without_a_request_is_a_leftover(tree: Tree) -> None:
 
 def test_a_request_that_cannot_be_read_is_left_to_a_person(tree: Tree) -> None:
     name = allocations.new_name(tree)
-    files.make_folder(allocations.path(tree, name))
-    files.write_new(allocations.path(tree, name, "request.json"), b"{")
+    files.make_folder(tree.allocation(name))
+    files.write_new(tree.allocation(name, "request.json"), b"{")
     (found,) = findings(tree, repair=True)
     assert "cannot be read" in found.what and not found.repaired
     assert allocations.names(tree) == [name]
@@ -682,6 +682,6 @@ def test_a_live_allocation_counts_for_those_who_restart(
 ) -> None:
     many(tree, 16, time_estimate="10m")
     step()
-    files.unlink(allocations.path(tree, memory.FILE))
+    files.unlink(tree.allocation(layout.SERVICE_MEMORY))
     assert step().asked == []
     assert allocations.standing(tree, allocations.names(tree)[0]).state != ENDED

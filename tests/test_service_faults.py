@@ -17,7 +17,7 @@ from crashing import Child, findings, killed_at_each_call, many, memory_folder, 
 from scripted import Scripted
 
 from spool import config
-from spool.queue import allocations, files, owner
+from spool.queue import allocations, files, layout, owner
 from spool.queue.layout import State, Tree
 from spool.service import loop, policy, post, troubles
 from spool.service.deciding import Decider
@@ -55,7 +55,7 @@ def _no_child_stays() -> Iterator[None]:
 
 def occupied(tree: Tree) -> LocalTree:
     """This machine's nodes are in use, by this very process: what is submitted stays queued."""
-    local = LocalTree(allocations.path(tree, f"local@{os.uname().nodename}"), 2, 1.0)
+    local = LocalTree(tree.allocation(f"local@{os.uname().nodename}"), 2, 1.0)
     for folder in ("queued", "running", "ended"):
         files.make_folder(local.path(folder))
     run = Run.ours(f"{1:016d}-aaaa")
@@ -86,7 +86,7 @@ def test_a_kill_at_any_call_of_a_decision_submits_nothing_twice(
         kinds = set()
         for spot, _ in killed_at_each_call(prepare, stride=2):
             tree, moment = trees[-1], begun
-            local = LocalTree(allocations.path(tree, f"local@{os.uname().nodename}"), 2, 1.0)
+            local = LocalTree(tree.allocation(f"local@{os.uname().nodename}"), 2, 1.0)
             kinds.add((len(allocations.names(tree)), len(local.queued())))
             for number in range(5):
                 moment = begun + 60.0 * number
@@ -99,7 +99,7 @@ def test_a_kill_at_any_call_of_a_decision_submits_nothing_twice(
             record = local.record("queued", job)
             assert record is not None and live[0].standing.job == job, spot
             assert record.name == live[0].asked.name, spot
-            raw = files.read(allocations.path(tree, allocations.LEDGER)) or b""
+            raw = files.read(tree.allocation(layout.LEDGER)) or b""
             lines = [msgspec.json.decode(line) for line in raw.splitlines()]
             assert {line["outcome"] for line in lines} <= {allocations.NEVER}, spot
             assert len({line["name"] for line in lines}) == len(lines), spot
@@ -214,7 +214,7 @@ def test_a_slow_batch_system_costs_no_lease(
 
     scripted.jobs = jobs  # type: ignore[method-assign]
     one(tree, time_estimate="10m")
-    files.make_folder(allocations.path(tree, "x"))
+    files.make_folder(tree.allocation("x"))
     asked = allocations.Asked(
         name=allocations.new_name(tree), system="scripted", queue="local", nodes=1,
         walltime_s=600.0, time="",

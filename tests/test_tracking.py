@@ -68,7 +68,7 @@ def look(tree: Tree, system: Scripted) -> Looks:
 
 
 def ledger(tree: Tree) -> dict[str, allocations.Closed]:
-    lines = (files.read(allocations.path(tree, "ledger.jsonl")) or b"").splitlines()
+    lines = (files.read(tree.allocation("ledger.jsonl")) or b"").splitlines()
     found = {line.name: line for line in allocations.ledger(tree)}
     assert len(found) == len(lines), "each stands in the ledger once"
     return found
@@ -166,7 +166,7 @@ def test_another_batch_system_s_word_is_none(tree: Tree, system: Scripted, look:
         seen = look(600)[elsewhere]
     assert seen.state == QUEUED
     assert seen.why == "was asked of slurm, which is not here"
-    files.make_folder(allocations.path(tree, elsewhere, "launchers"))
+    files.make_folder(tree.allocation(elsewhere, "launchers"))
     one = start_owner(tree)
     allocations.sign_in(tree, {"allocation_name": elsewhere}, one.name)
     one.end(keep=True)
@@ -243,7 +243,7 @@ def test_a_damaged_state_is_found_out_anew(
 ) -> None:
     name = asked_for(tree, "7")
     known(system, name, state="running")
-    files.replace(allocations.path(tree, name, "state"), damage)
+    files.replace(tree.allocation(name, "state"), damage)
     assert look()[name].state == RUNNING
 
 
@@ -252,7 +252,7 @@ def test_a_torn_line_of_the_ledger_costs_nothing(tree: Tree, system: Scripted, l
     known(system, first, "7", state="ended", outcome="completed", used_s=1.0)
     known(system, second, "8")
     look()
-    path = allocations.path(tree, "ledger.jsonl")
+    path = tree.allocation("ledger.jsonl")
     files.append(path, b'{"name": "sp-', heal=False)
     system.change("8", state="ended", outcome="failed", used_s=2.0)
     look()
@@ -345,7 +345,7 @@ def test_tasks_of_an_allocation_that_was_stopped_were_interrupted(
 
 def test_the_end_of_a_large_output_is_shown(tree: Tree) -> None:
     name = asked_for(tree)
-    path = allocations.path(tree, name, "output")
+    path = tree.allocation(name, "output")
     with open(path, "wb") as file:
         file.seek(200 << 20)
         file.write(b"\nmodule: command not found\xff\n")

@@ -580,9 +580,9 @@ def test_the_last_decision_is_told_as_far_as_it_is_of_this_shape(tree: Tree) -> 
 def test_a_damaged_journal_or_memory_costs_nothing_but_words(tree: Tree) -> None:
     settle(tree, QUEUES)
     files.make_folder(tree.folder("journal"))
-    Path(tree.journal(memory.JOURNAL)).write_bytes(b'{"what": "decision"\n\xff\n[1]\n')
-    assert outlook.last_decision(tree.journal(memory.JOURNAL)) is None
-    Path(tree.folder("allocations"), memory.FILE).write_bytes(b"\xff")
+    Path(tree.journal(layout.SERVICE_JOURNAL)).write_bytes(b'{"what": "decision"\n\xff\n[1]\n')
+    assert outlook.last_decision(tree.journal(layout.SERVICE_JOURNAL)) is None
+    Path(tree.folder("allocations"), layout.SERVICE_MEMORY).write_bytes(b"\xff")
     assert told(tree, one(tree)).has("queue")
 
 

@@ -1,6 +1,6 @@
 """allocations - allocations/NAME/: what was asked of a batch system, and what became of it.
 
-Owns   the files of an allocation's folder, their fields, the ledger of those that are over.
+Owns   the fields of an allocation's files, and of the ledger of those that are over.
 Never  asks a batch system anything.
 
 request.json  what was asked, by whom and why; written once, before the batch system is asked
@@ -27,9 +27,6 @@ from spool.errors import SpoolError
 from spool.queue import files, layout
 from spool.queue.layout import Tree
 
-REQUEST, SCRIPT, OUTPUT, STATE, CANCEL = "request.json", "script", "output", "state", "cancel"
-LEDGER = "ledger.jsonl"
-LAUNCHERS = "launchers"
 VARIABLE = "SPOOL_ALLOCATION"
 """The environment variable by which a launcher knows in which allocation it runs."""
 ASKED, QUEUED, RUNNING, ENDING, ENDED = "asked", "queued", "running", "ending", "ended"
@@ -132,7 +129,7 @@ def new_name(tree: Tree) -> str:
     taken = True
     while taken:
         name = f"{prefix(tree)}{layout.random_tails(1)[0][:5]}"
-        taken = files.exists(path(tree, name))
+        taken = files.exists(tree.allocation(name))
     return name
 
 
@@ -149,24 +146,18 @@ def _base36(number: int, digits: int) -> str:
     return "".join(letters)
 
 
-def path(tree: Tree, name: str, file: str = "") -> str:
-    """An allocation's folder, or a file in it."""
-    base = f"{tree.folder('allocations')}/{name}"
-    return f"{base}/{file}" if file else base
-
-
 def make(tree: Tree, asked: Asked, script: str) -> None:
     """Write down what is about to be asked for, durably: it may be submitted then.
 
     Raises DiskFull, OSError: nothing of it is left, and it must not be submitted.
     """
     files.make_folder(tree.folder("allocations"))
-    folder = path(tree, asked.name)
+    folder = tree.allocation(asked.name)
     files.new_folder(folder)
     try:
-        files.write_new(f"{folder}/{SCRIPT}", script.encode(), mode=0o777)
+        files.write_new(f"{folder}/{layout.SCRIPT}", script.encode(), mode=0o777)
         write(tree, asked.name, Standing())
-        files.replace(f"{folder}/{REQUEST}", _pretty(asked), sync=True)
+        files.replace(f"{folder}/{layout.REQUEST}", _pretty(asked), sync=True)
         files.sync(folder)
         files.sync(tree.folder("allocations"))
     except (OSError, SpoolError):
@@ -177,7 +168,7 @@ def make(tree: Tree, asked: Asked, script: str) -> None:
 
 def write(tree: Tree, name: str, standing: Standing) -> None:
     """Put down where an allocation stands."""
-    files.replace(path(tree, name, STATE), _pretty(standing))
+    files.replace(tree.allocation(name, layout.STANDING), _pretty(standing))
 
 
 def _pretty(what: Any) -> bytes:
@@ -186,7 +177,7 @@ def _pretty(what: Any) -> bytes:
 
 def read(tree: Tree, name: str) -> Allocation | None:
     """An allocation; None if there is none of that name, or it was never made whole."""
-    asked = _decoded(path(tree, name, REQUEST), Asked)
+    asked = _decoded(tree.allocation(name, layout.REQUEST), Asked)
     if asked is None:
         return None
     return Allocation(asked, standing(tree, name))
@@ -194,7 +185,7 @@ def read(tree: Tree, name: str) -> Allocation | None:
 
 def standing(tree: Tree, name: str) -> Standing:
     """Where an allocation stands; as just asked for if its file is missing or damaged."""
-    return _decoded(path(tree, name, STATE), Standing) or Standing()
+    return _decoded(tree.allocation(name, layout.STANDING), Standing) or Standing()
 
 
 def _decoded(where: str, kind: type[Any]) -> Any:
@@ -223,14 +214,14 @@ def live(tree: Tree, lines: Iterable[Closed] | None = None) -> Iterator[Allocati
 
 def close(tree: Tree, line: Closed) -> None:
     """Add a line to the ledger."""
-    where = path(tree, LEDGER)
+    where = tree.allocation(layout.LEDGER)
     files.append(where, msgspec.json.encode(line) + b"\n")
     files.sync(where)
 
 
 def ledger(tree: Tree) -> list[Closed]:
     """What is over, each once; torn and damaged lines are passed over."""
-    raw = files.read(path(tree, LEDGER)) or b""
+    raw = files.read(tree.allocation(layout.LEDGER)) or b""
     found: dict[str, Closed] = {}
     for line in raw.splitlines():
         try:
@@ -248,15 +239,15 @@ def sign_in(tree: Tree, record: dict[str, Any], owner: str) -> None:
     """An owner that runs in one of our allocations leaves its name there, for the accounts."""
     if name := of_owner(record):
         with suppress(OSError, SpoolError):  # it costs a figure, never a task
-            if not files.exists(path(tree, name, REQUEST)):
+            if not files.exists(tree.allocation(name, layout.REQUEST)):
                 return  # another spool's: we were started from inside one of its allocations
-            files.make_folder(path(tree, name, LAUNCHERS))
-            files.write_new(path(tree, name, f"{LAUNCHERS}/{owner}"), b"")
+            files.make_folder(tree.allocation(name, layout.SIGNED_IN))
+            files.write_new(tree.allocation(name, f"{layout.SIGNED_IN}/{owner}"), b"")
 
 
 def launchers(tree: Tree, name: str) -> list[str]:
     """The owners that ran, or run, in an allocation."""
-    return sorted(files.names(path(tree, name, LAUNCHERS)))
+    return sorted(files.names(tree.allocation(name, layout.SIGNED_IN)))
 
 
 def of_owner(record: dict[str, Any]) -> str:

@@ -33,6 +33,16 @@ OUTPUTS = "outputs"
 VALUES = "values"
 CHUNK = "chunk.json"
 CALLS = "calls"
+REQUEST = "request.json"  # this and the next are of an allocation
+SCRIPT = "script"
+STANDING = "state"
+END_WANTED = "cancel"
+SIGNED_IN = "launchers"
+LEDGER = "ledger.jsonl"  # this and the next are beside allocations
+SERVICE_MEMORY = "service.json"
+LOCAL = "local@"
+SERVICE_JOURNAL = "service"
+SEEN_SILENT = "seen"
 OWN = (MANIFEST, HISTORY, ELEMENTS, VALUES, CHUNK, CALLS)  # what a task, or a chunk, is
 ARRIVING = "~new"  # behind the id of an arrival that its owner has claimed but not yet admitted
 SHARD_SIZE = 10_000
@@ -292,6 +302,11 @@ class Tree:
     def owner(self, owner: str, file: str = "") -> str:
         """An owner's folder, or a file in it."""
         base = f"{self.root}/launchers/{owner}"
+        return f"{base}/{file}" if file else base
+
+    def allocation(self, name: str, file: str = "") -> str:
+        """An allocation's folder, or a file in it; or a file beside them, by its name."""
+        base = f"{self.root}/allocations/{name}"
         return f"{base}/{file}" if file else base
 
     def request(self, owner: str, verb: str, task_id: str) -> str:

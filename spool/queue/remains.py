@@ -55,14 +55,14 @@ def _records(tree: Tree, repair: bool) -> Iterator[Found]:
     if suspects:
         time.sleep(PAUSE_S)  # one may just be coming into being
     for name in suspects:
-        path = allocations.path(tree, name)
+        path = tree.allocation(name)
         if allocations.read(tree, name) is not None or not files.exists(path):
             continue
-        if files.exists(f"{path}/{allocations.REQUEST}"):
-            what = f"its {allocations.REQUEST} cannot be read, so that no service follows it"
+        if files.exists(f"{path}/{layout.REQUEST}"):
+            what = f"its {layout.REQUEST} cannot be read, so that no service follows it"
             yield path, what, f"if no job of that name is left: rm -r {path}", False
             continue
         if repair:
             files.remove_tree(path)
-        what = f"has no {allocations.REQUEST}: whoever began it died before anything was asked"
+        what = f"has no {layout.REQUEST}: whoever began it died before anything was asked"
         yield path, what, "removed", repair

@@ -11,10 +11,9 @@ from contextlib import suppress
 import msgspec
 
 from spool.errors import SpoolError
-from spool.queue import files, owner
+from spool.queue import files, layout, owner
 from spool.queue.layout import Tree
 
-SEEN = "seen"
 LEAST_LOOKS = 3
 """So many looks of one-shots have to agree: two may fall on both ends of a file server's stall."""
 
@@ -62,4 +61,4 @@ def keep(tree: Tree, name: str, silence: Silence) -> None:
 
 
 def _path(tree: Tree, name: str) -> str:
-    return tree.owner(name, f"{SEEN}.{owner.here().host}")
+    return tree.owner(name, f"{layout.SEEN_SILENT}.{owner.here().host}")

@@ -20,7 +20,7 @@ from typing import TypeVar
 from spool import config, units
 from spool.config import Settings
 from spool.errors import FileSystemFault, SpoolError
-from spool.queue import allocations, files, tasks
+from spool.queue import allocations, files, layout, tasks
 from spool.queue.layout import State, Tree
 from spool.queue.lookout import Lookout
 from spool.queue.owner import Owner
@@ -38,14 +38,13 @@ BEAT_WITHIN_S = 1.0
 DOOR_S = 2.0  # beyond the quiet that an arrival needs
 SOON_S = 5.0  # between two decisions, where a lane came that was not there
 STAGER_IDLE = "30s"
-LOCAL = "local@"
 STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def system_of(tree: Tree, settings: ServiceSettings) -> BatchSystem:
     """The batch system that spool.toml names, or the one that is here. Raises SpoolError."""
     nodes, node = _played(settings.policy)
-    folder = allocations.path(tree, f"{LOCAL}{os.uname().nodename}")
+    folder = tree.allocation(f"{layout.LOCAL}{os.uname().nodename}")
     return find(settings.system, folder=folder, nodes=nodes, node=node)
 
 

@@ -12,13 +12,11 @@ import msgspec
 
 from spool import units
 from spool.errors import DiskFull
-from spool.queue import allocations, files
+from spool.queue import files, layout
 from spool.queue.layout import Tree
 from spool.service.system import Partition
 from spool.service.troubles import Mark
 
-FILE = "service.json"
-JOURNAL = "service"
 ROTATE_AT, KEPT = 4 << 20, 8
 
 
@@ -38,7 +36,7 @@ class Memory(msgspec.Struct, kw_only=True):
 
 def load(tree: Tree) -> Memory:
     """What was remembered; nothing if that is missing or damaged."""
-    raw = files.read(allocations.path(tree, FILE), 1 << 22)
+    raw = files.read(tree.allocation(layout.SERVICE_MEMORY), 1 << 22)
     try:
         return msgspec.json.decode(raw, type=Memory) if raw else Memory()
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -49,7 +47,7 @@ def save(tree: Tree, memory: Memory) -> None:
     """Remember; on a full disk not."""
     try:
         files.make_folder(tree.folder("allocations"))
-        files.replace(allocations.path(tree, FILE), msgspec.json.encode(memory) + b"\n")
+        files.replace(tree.allocation(layout.SERVICE_MEMORY), msgspec.json.encode(memory) + b"\n")
     except DiskFull:
         return
 
@@ -57,7 +55,7 @@ def save(tree: Tree, memory: Memory) -> None:
 def note(tree: Tree, what: str, **told: Any) -> dict[str, Any]:
     """Add a line to journal/service.jsonl; the event."""
     event = {"time": units.now_stamp(), "what": what, **told}
-    path = tree.journal(JOURNAL)
+    path = tree.journal(layout.SERVICE_JOURNAL)
     try:
         files.make_folder(tree.folder("journal"))
         files.append(path, msgspec.json.encode(event) + b"\n")
@@ -70,7 +68,8 @@ def note(tree: Tree, what: str, **told: Any) -> dict[str, Any]:
 
 def _rotate(tree: Tree, path: str) -> None:
     """Put a full journal aside under the moment's name; only some such are kept."""
-    files.rename_file(path, tree.journal(f"{JOURNAL}@{units.now_stamp()}"))
-    old = sorted(n for n in files.names(tree.folder("journal")) if n.startswith(f"{JOURNAL}@"))
+    aside = f"{layout.SERVICE_JOURNAL}@"
+    files.rename_file(path, tree.journal(f"{aside}{units.now_stamp()}"))
+    old = sorted(name for name in files.names(tree.folder("journal")) if name.startswith(aside))
     for name in old[:-KEPT]:
         files.unlink(f"{tree.folder('journal')}/{name}")

@@ -18,7 +18,7 @@ import msgspec
 
 from spool import units
 from spool.errors import SpoolError
-from spool.queue import allocations, files
+from spool.queue import allocations, files, layout
 from spool.queue import shape as shapes
 from spool.queue.allocations import RUNNING, Allocation
 from spool.queue.shape import Shape
@@ -90,7 +90,7 @@ class Outlook:
     @cached_property
     def last(self) -> dict[str, Any] | None:
         """The last decision that was new, as the journal has it."""
-        return last_decision(self.tree.journal(memory.JOURNAL))
+        return last_decision(self.tree.journal(layout.SERVICE_JOURNAL))
 
     def completed(self, wanted: ServiceSettings) -> tuple[Policy, str]:
         """The policy with what the batch system has; and why that is not known, where it is not."""
@@ -282,14 +282,14 @@ def _would_ask(
 def _service(outlook: Outlook, wanted: ServiceSettings, answer: Answer, *, coming: bool) -> None:
     """Whether one is at work, and when it looked last. coming: nothing need be asked for."""
     every = units.print_duration(wanted.interval_s)
-    looked = files.modified(allocations.path(outlook.tree, memory.FILE))
+    looked = files.modified(outlook.tree.allocation(layout.SERVICE_MEMORY))
     ago = f", and looked last {units.print_age(outlook.scene.now - looked)} ago" if looked else ""
     if outlook.runs:
         one = outlook.scene.living("service")[0]
         text = f"{one.called} is at work, looks every {every}{ago}"
         answer.because("service", text, owner=one.name, interval_s=wanted.interval_s)
         return
-    holders = [name for name in post.holders(outlook.tree) if name != "nobody"]
+    holders = post.holders(outlook.tree)
     dead = f"; the post is still held by {holders[0]}, which does not live" if holders else ""
     last = f" (one looked last {units.print_age(outlook.scene.now - looked)} ago)" if looked else ""
     answer.because("no-service", f"no service is at work{last}{dead}", looked=looked or None)

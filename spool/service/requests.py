@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from spool import units
-from spool.queue import allocations, files, owner
+from spool.queue import allocations, files, layout, owner
 from spool.queue.allocations import (
     ASKED,
     ENDED,
@@ -81,7 +81,7 @@ class Requests:
             walltime_s=walltime_s,
             account=asked.account,
             node=queue.node,
-            output=allocations.path(self.tree, name, allocations.OUTPUT),
+            output=self.tree.allocation(name, layout.OUTPUT),
             directives=own.directives,
         )
         text = script.filled(
@@ -127,7 +127,7 @@ class Requests:
             return one
         try:
             one.standing.job = self.system.submit(
-                allocations.path(self.tree, asked.name, allocations.SCRIPT), order
+                self.tree.allocation(asked.name, layout.SCRIPT), order
             )
             one.standing.state = QUEUED
         except Unreachable as fault:
@@ -171,13 +171,13 @@ def tells_of(system: BatchSystem, one: Allocation) -> bool:
 
 def request_end(tree: Tree, name: str, why: str) -> None:
     """Leave word that somebody wants an allocation's end, for whoever keeps its record."""
-    path = allocations.path(tree, name, allocations.CANCEL)
+    path = tree.allocation(name, layout.END_WANTED)
     files.replace(path, f"{owner.user_name()}: {why}\n".encode())
 
 
 def wanted_end(tree: Tree, name: str) -> str:
     """That word; "" where there is none."""
-    raw = files.read(allocations.path(tree, name, allocations.CANCEL), 4096)
+    raw = files.read(tree.allocation(name, layout.END_WANTED), 4096)
     return raw.decode(errors="replace").strip() if raw else ""
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from spool.queue import allocations, owner
+from spool.queue import allocations, layout, owner
 from spool.queue.allocations import Allocation
 from spool.queue.layout import Tree
 
@@ -92,7 +92,7 @@ def _count(value: object) -> int:
 def output_tail(tree: Tree, name: str, limit: int = 2_000) -> str:
     """The end of what an allocation's script printed, for a person."""
     try:
-        with open(allocations.path(tree, name, allocations.OUTPUT), "rb") as file:
+        with open(tree.allocation(name, layout.OUTPUT), "rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - limit))
             return file.read(limit).decode(errors="replace").strip()
     except OSError:
