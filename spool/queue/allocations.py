@@ -103,8 +103,12 @@ class Closed(msgspec.Struct, kw_only=True, frozen=True):
     @property
     def utilisation(self) -> float:
         """The share of the granted cores' time in which tasks ran, 0 to 1."""
-        used = self.busy_core_s + self.wasted_core_s
-        return min(1.0, used / self.granted_core_s) if self.granted_core_s else 0.0
+        return share(self.busy_core_s + self.wasted_core_s, self.granted_core_s)
+
+
+def share(used_core_s: float, granted_core_s: float) -> float:
+    """What of the granted time was used, 0 to 1; 0 where none was granted, or nobody knows."""
+    return min(1.0, used_core_s / granted_core_s) if granted_core_s else 0.0
 
 
 class Allocation(msgspec.Struct):

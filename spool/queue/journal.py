@@ -47,11 +47,20 @@ def read(tree: Tree) -> Iterator[dict[str, Any]]:
     """All events of all journals, journal by journal; torn lines are passed over."""
     folder = tree.folder("journal")
     for name in sorted(files.names(folder)):
-        try:
-            with open(f"{folder}/{name}", "rb") as lines:
-                yield from filter(None, map(_event, lines))
-        except (FileNotFoundError, IsADirectoryError):
-            continue
+        yield from _events(f"{folder}/{name}")
+
+
+def of_owner(tree: Tree, owner: str) -> Iterator[dict[str, Any]]:
+    """The same of one owner's journal; none if it wrote none."""
+    yield from _events(tree.journal(owner))
+
+
+def _events(path: str) -> Iterator[dict[str, Any]]:
+    try:
+        with open(path, "rb") as lines:
+            yield from filter(None, map(_event, lines))
+    except (FileNotFoundError, IsADirectoryError):
+        return
 
 
 def _event(line: bytes) -> dict[str, Any] | None:

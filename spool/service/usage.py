@@ -6,13 +6,11 @@ Never  decides anything: losing a journal costs a figure.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 
-from spool.queue import allocations, layout, owner
+from spool.queue import allocations, files, journal, layout, owner
 from spool.queue.allocations import Allocation
 from spool.queue.layout import Tree
 
@@ -27,47 +25,26 @@ class Usage(msgspec.Struct):
     granted_core_s: float = 0.0
     busy_core_s: float = 0.0
     wasted_core_s: float = 0.0
-    signed_in: int = 0
 
     @property
     def utilisation(self) -> float:
         """The share of the granted cores' time in which tasks ran, 0 to 1."""
-        used = self.busy_core_s + self.wasted_core_s
-        return min(1.0, used / self.granted_core_s) if self.granted_core_s else 0.0
+        return allocations.share(self.busy_core_s + self.wasted_core_s, self.granted_core_s)
 
 
 def of(tree: Tree, one: Allocation) -> Usage:
     """What an allocation did so far."""
     found, cores = Usage(), 0
     for name in allocations.launchers(tree, one.asked.name):
-        found.signed_in += 1
         record = owner.read_record(tree, name)
         if not record.get("hand_of"):
             cores += _count(record.get("cores"))
-        for event in _ends(tree, name):
-            _add(found, event)
+        for event in journal.of_owner(tree, name):
+            if event.get("what") in ENDS:
+                _add(found, event)
     whole = one.asked.nodes * one.asked.cores or cores
     found.granted_core_s = whole * one.standing.ran_s
     return found
-
-
-def _ends(tree: Tree, name: str) -> Iterator[dict[str, Any]]:
-    """The ends of attempts in one owner's journal; what is malformed is passed over."""
-    try:
-        with open(tree.journal(name), "rb") as lines:
-            for line in lines:
-                if event := _end(line):
-                    yield event
-    except FileNotFoundError:
-        return
-
-
-def _end(line: bytes) -> dict[str, Any] | None:
-    try:
-        event = msgspec.json.decode(line)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return None
-    return event if isinstance(event, dict) and event.get("what") in ENDS else None
 
 
 def _add(found: Usage, event: dict[str, Any]) -> None:
@@ -91,9 +68,5 @@ def _count(value: object) -> int:
 
 def output_tail(tree: Tree, name: str, limit: int = 2_000) -> str:
     """The end of what an allocation's script printed, for a person."""
-    try:
-        with open(tree.allocation(name, layout.OUTPUT), "rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - limit))
-            return file.read(limit).decode(errors="replace").strip()
-    except OSError:
-        return ""
+    raw = files.tail(tree.allocation(name, layout.OUTPUT), limit)
+    return raw.decode(errors="replace").strip()
