@@ -594,6 +594,7 @@ def test_one_failing_rank_is_a_failed_task() -> None:
          "Unable to confirm allocation for job 7: Socket timed out on send/recv operation"),
         (b"srun: error: Unable to create step for job 3: Requested nodes are busy\nresult 7\n", ""),
         (b"srun: error: node1: task 0: Exited with exit code 1\n", ""),
+        (b"step 1 of 3\nsrun: error: Unable to create step for job 3: Memory\n", ""),
         (b"I say: srun: error: Unable to create step for job 3\n", ""),
         (b"", ""),
     ],

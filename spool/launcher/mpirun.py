@@ -346,12 +346,15 @@ _REFUSED = re.compile(
 
 
 def refused(said: bytes) -> str:
-    """Why the batch system let no rank begin, by the last line of an output; "" if one may have.
+    """Why the batch system let no rank begin, by all that was said; "" if one may have.
 
-    A controller that has just been restarted refuses steps for a moment: the task did not fail.
+    A controller that has just been restarted refuses steps for a moment: the task did not fail. Had
+    a rank begun, or an srun of its own been refused, there would be words that are not srun's.
     """
     found = _REFUSED.search(said)
-    return found[1].decode(errors="replace").strip() if found else ""
+    if found is None or any(line[:6] != b"srun: " for line in said.splitlines() if line.strip()):
+        return ""
+    return found[1].decode(errors="replace").strip()
 
 
 # -- its environment -----------------------------------------------------------------------------

@@ -326,12 +326,10 @@ def clean_environment(environment: dict[str, str]) -> dict[str, str]:
 
 
 def said_last(running: Running) -> bytes:
-    """The end of what a task's program wrote to its standard error."""
-    name = layout.ERRORS if running.task.manifest.output == "apart" else layout.OUTPUT
-    try:
-        return (files.read(f"{running.task.path}/{name}") or b"")[-SAID_LAST:]
-    except OSError:
-        return b""  # a program may have put anything in its place
+    """The end of what a task's program wrote, to both streams where they are apart."""
+    apart = running.task.manifest.output == "apart"
+    names = (layout.OUTPUT, layout.ERRORS) if apart else (layout.OUTPUT,)
+    return b"".join(files.tail(f"{running.task.path}/{name}", SAID_LAST) for name in names)
 
 
 def launcher_environment() -> dict[str, str]:
