@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING
 
 from spool.launcher import clock
 from spool.queue import advance
+from spool.queue.lookout import DOOR_S
 
 if TYPE_CHECKING:
     from spool.launcher.loop import Launcher
-
-DOOR_S = 2.0  # beyond the quiet that an arrival needs
 
 
 def may_leave(launcher: Launcher) -> bool:

@@ -14,6 +14,7 @@ from spool.queue.admit import Door
 from spool.queue.owner import Owner
 
 WATCH_EVERY_S, SWEEP_EVERY_S = 2.0, 60.0
+DOOR_S = 2.0  # beyond the quiet that an arrival needs: so long is one waited for
 Over = Callable[[str, str], bool | None]
 
 

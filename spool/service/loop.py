@@ -22,7 +22,7 @@ from spool.config import Settings
 from spool.errors import FileSystemFault, SpoolError
 from spool.queue import allocations, files, layout, tasks
 from spool.queue.layout import State, Tree
-from spool.queue.lookout import Lookout
+from spool.queue.lookout import DOOR_S, Lookout
 from spool.queue.owner import Owner
 from spool.queue.takeover import Observer
 from spool.service import policy, post
@@ -35,7 +35,6 @@ from spool.service.terms import NodeShape, Policy
 T = TypeVar("T")
 TICK_S = 1.0
 BEAT_WITHIN_S = 1.0
-DOOR_S = 2.0  # beyond the quiet that an arrival needs
 SOON_S = 5.0  # between two decisions, where a lane came that was not there
 STAGER_IDLE = "30s"
 STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
