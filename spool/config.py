@@ -47,7 +47,7 @@ format = 1
 # ssh = "ssh"              # for HOST:PATH, with options
 
 [service]
-# system = "auto"          # slurm, pbs, lsf, flux, sge or local; auto: the one that is here
+# system = "auto"          # slurm, pbs, torque, lsf, flux, sge, local; auto: what is here
 # interval = "60s"         # how often the service looks
 # account = ""             # who is charged, where the batch system wants to know
 # max_queued = 0           # at most so many allocations wait at once, over all queues; 0: no limit
@@ -150,7 +150,7 @@ class Settings(Limited, frozen=True):
 
 
 _WORDS = {
-    "service_system": ("auto", "slurm", "pbs", "lsf", "flux", "sge", "local"),
+    "service_system": ("auto", "slurm", "pbs", "torque", "lsf", "flux", "sge", "local"),
     "launcher_sync": ("auto", "syncfs", "files", "none"),
     "launcher_too_large": ("leave", "reject"),
 }
