@@ -10,18 +10,17 @@ f; we use the f. Needs flux-core 0.44 or newer.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 
 from spool.service.system import (
     Answer,
-    Declined,
     Job,
     Order,
     Partition,
     Unreachable,
     ask,
     judged,
+    judged_cancel,
     meant,
     portions,
     printed_id,
@@ -97,12 +96,7 @@ class Flux:
     def cancel(self, ids: Sequence[str]) -> None:
         """SIGTERM, and SIGKILL after the instance's kill-timeout."""
         for some in portions(ids):
-            answer = _ask("cancel", *some)
-            if re.search(_DOWN, answer.err, re.IGNORECASE):
-                raise Unreachable(answer.word())
-            complaints = [line for line in answer.err.splitlines() if line.strip()]
-            if answer.code and any(not re.search(_UNKNOWN, o, re.IGNORECASE) for o in complaints):
-                raise Declined("other", answer.word())
+            judged_cancel(_ask("cancel", *some), _UNKNOWN, _DOWN)
 
     def jobs(self, names: str, known: Sequence[str]) -> dict[str, Job]:
         """All of this user's jobs: those that ended last are listed as long as Flux keeps them."""

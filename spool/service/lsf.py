@@ -18,13 +18,13 @@ from typing import Any
 
 from spool.service.system import (
     Answer,
-    Declined,
     Job,
     Order,
     Partition,
     Unreachable,
     ask,
     judged,
+    judged_cancel,
     meant,
     portions,
     printed_id,
@@ -111,12 +111,7 @@ class Lsf:
     def cancel(self, ids: Sequence[str]) -> None:
         """SIGINT, SIGTERM, and SIGKILL after JOB_TERMINATE_INTERVAL."""
         for some in portions(ids):
-            answer = _ask("bkill", *some)
-            if re.search(_DOWN, answer.err, re.IGNORECASE):
-                raise Unreachable(answer.word())
-            complaints = [line for line in answer.err.splitlines() if line.strip()]
-            if answer.code and any(not re.search(_NONE, one, re.IGNORECASE) for one in complaints):
-                raise Declined("other", answer.word())
+            judged_cancel(_ask("bkill", *some), _NONE, _DOWN)
 
     def jobs(self, names: str, known: Sequence[str]) -> dict[str, Job]:
         """By the prefix of the name; then those that it left out by their ids.

@@ -23,7 +23,6 @@ from typing import Any
 from spool.service.system import (
     UNBOUNDED_S,
     Answer,
-    Declined,
     Job,
     Order,
     Partition,
@@ -31,6 +30,7 @@ from spool.service.system import (
     ask,
     clock,
     judged,
+    judged_cancel,
     portions,
     printed_id,
     shown_line,
@@ -108,14 +108,7 @@ class Pbs:
     def cancel(self, ids: Sequence[str]) -> None:
         """SIGTERM, and SIGKILL after the server's kill_delay."""
         for some in portions(ids):
-            answer = _ask("qdel", *some)
-            if not answer.code:
-                continue
-            if re.search(_DOWN, answer.err, re.IGNORECASE):
-                raise Unreachable(answer.word())
-            complaints = [line for line in answer.err.splitlines() if line.strip()]
-            if any(not re.search(_UNKNOWN, line, re.IGNORECASE) for line in complaints):
-                raise Declined("other", answer.word())
+            judged_cancel(_ask("qdel", *some), _UNKNOWN, _DOWN)
 
     # -- jobs ------------------------------------------------------------------------------------
 

@@ -19,7 +19,6 @@ from collections.abc import Iterator, Sequence
 from spool.service.system import (
     UNBOUNDED_S,
     Answer,
-    Declined,
     Job,
     Order,
     Partition,
@@ -27,6 +26,7 @@ from spool.service.system import (
     ask,
     clock,
     judged,
+    judged_cancel,
     meant,
     portions,
     printed_id,
@@ -159,12 +159,7 @@ class Slurm:
     def cancel(self, ids: Sequence[str]) -> None:
         """SIGTERM, and SIGKILL after the site's KillWait."""
         for some in portions(ids):
-            answer = _ask("scancel", *some)
-            if re.search(_DOWN, answer.err, re.IGNORECASE):
-                raise Unreachable(answer.word())
-            complaints = [line for line in answer.err.splitlines() if "error" in line]
-            if any(not re.search(_UNKNOWN, line, re.IGNORECASE) for line in complaints):
-                raise Declined("other", answer.word())
+            judged_cancel(_ask("scancel", *some), _UNKNOWN, _DOWN, marked="error")
 
     # -- jobs ------------------------------------------------------------------------------------
 

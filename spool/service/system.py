@@ -222,6 +222,21 @@ def judged(answer: Answer, causes: Causes, down: str) -> None:
     raise Declined(next(found, "other"), answer.word())
 
 
+def judged_cancel(answer: Answer, unknown: str, down: str, *, marked: str = "") -> None:
+    """Raise what a failed cancel means: Unreachable where `down` is found in it, else Declined.
+
+    That a job is over or `unknown` is no fault. Complaints are all lines of a command that failed;
+    or, whatever its exit code, those with the word `marked`.
+    """
+    if re.search(down, answer.err, re.IGNORECASE):
+        raise Unreachable(answer.word())
+    if not answer.code and not marked:
+        return
+    complaints = [line for line in answer.err.splitlines() if line.strip() and marked in line]
+    if any(not re.search(unknown, line, re.IGNORECASE) for line in complaints):
+        raise Declined("other", answer.word())
+
+
 def usable(answer: Answer, harmless: str = "(?!)") -> str:
     """What a query printed; raises Unreachable where it failed, but for `harmless` complaints."""
     if answer.code and not re.search(harmless, f"{answer.err}\n{answer.out}", re.IGNORECASE):
