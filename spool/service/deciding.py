@@ -111,7 +111,10 @@ class Decider:
         waits = backlog.take(self.tree, now)
         report.ready, report.staged, report.live = waits.tasks, waits.staged, _by_state(ours)
         rests = troubles.standing(self.memory.marks, now)
-        found = situation.gather(self.tree, self.system, self.policy, waits, ours, rests)
+        spent_node_s = self.tracker.spent_node_s
+        found = situation.gather(
+            self.tree, self.system, self.policy, waits, ours, rests, spent_node_s
+        )
         decision = sizing.decide(found, self.policy)
         self._do(decision, ours, report, now)
         return self._told(report)

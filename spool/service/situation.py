@@ -25,13 +25,14 @@ def gather(
     backlog: Backlog,
     ours: Iterable[Allocation],
     troubles: dict[str, Trouble],
+    spent_node_s: float,
 ) -> Situation:
     """What is, now."""
     return Situation(
         needs=backlog.needs,
         live=tuple(live_of(tree, one) for one in ours),
         windows=_windows(system, policy) if backlog.needs else {},
-        spent_node_s=tracking.spent_node_s(tree),
+        spent_node_s=spent_node_s,
         troubles=troubles,
     )
 

@@ -41,15 +41,17 @@ class Tracker:
     def __init__(self, tree: Tree, system: BatchSystem, *, keep: bool = False) -> None:
         self.tree, self.system, self.keep = tree, system, keep
         self.over: list[tuple[Allocation, Closed]] = []
+        self.spent_node_s = 0.0
         self.strays: list[Job] = []
 
     def look(self, now: float) -> list[Allocation]:
         """Those that wait or run, now (epoch seconds); `over` gets those that just ended.
 
-        strays are jobs that wait or run though the ledger closes them: the batch system took its
-        time to know them. Raises Unreachable.
+        spent_node_s is what all that is over was charged; strays are jobs that wait or run though
+        the ledger closes them: the batch system took its time to know them. Raises Unreachable.
         """
         ledger = allocations.ledger(self.tree)
+        self.spent_node_s = sum(line.charged_node_s for line in ledger)
         ours = list(allocations.live(self.tree, ledger))
         if not ours and not any(_is_doubtful(line, now) for line in ledger):
             return []
@@ -124,6 +126,7 @@ class Tracker:
         """Put down its end, then its line in the ledger: a kill between the two repeats this."""
         line = closed(self.tree, one)
         self.over.append((one, line))
+        self.spent_node_s += line.charged_node_s
         if not self.keep:
             self._write(one)
             allocations.close(self.tree, line)
