@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import msgspec
-from conftest import all_ids
+import pytest
+from conftest import all_ids, eventually
 
 from spool import config
 from spool.config import trusted_users
@@ -257,6 +258,21 @@ def memory_folder() -> Iterator[Path]:
         yield Path(folder)
     finally:
         shutil.rmtree(folder)
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """A folder in memory, for a test module that kills many processes."""
+    with memory_folder() as folder:
+        yield folder
+
+
+@pytest.fixture(autouse=True)
+def no_process_stays(tree: Tree) -> Iterator[None]:
+    """What a test of such a module left is killed, and has to be gone."""
+    yield
+    kill_children()
+    eventually(lambda: not processes_of(tree), "guards and orphans gone")
 
 
 # -- recovery and what must hold after it --------------------------------------------------------

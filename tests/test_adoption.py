@@ -4,30 +4,18 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import crashing
 import pytest
-from conftest import eventually, make_tree, where
+from conftest import make_tree, where
 from crashing import Tell, killed_at_each_call, many, one, run_launcher, words_of
 
 from spool.queue import files, history, layout, tasks
 from spool.queue.layout import Tree
 
-
-@pytest.fixture
-def tmp_path() -> Iterator[Path]:
-    with crashing.memory_folder() as folder:
-        yield folder
-
-
-@pytest.fixture(autouse=True)
-def _no_process_stays(tree: Tree) -> Iterator[None]:
-    yield
-    crashing.kill_children()
-    eventually(lambda: not crashing.processes_of(tree), "guards and orphans gone")
+tmp_path, no_process_stays = crashing.tmp_path, crashing.no_process_stays
 
 
 def moves(tree: Tree, **wishes: Any) -> Counter[str]:

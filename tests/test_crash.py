@@ -27,17 +27,7 @@ TRUE = manifest.from_mapping({"command": "true"}, "test")
 FOUR_CORES = manifest.from_mapping({"command": "true", "cores_per_rank": 4}, "test")
 
 
-@pytest.fixture
-def tmp_path() -> Iterator[Path]:
-    with crashing.memory_folder() as folder:
-        yield folder
-
-
-@pytest.fixture(autouse=True)
-def _no_process_stays(tree: Tree) -> Iterator[None]:
-    yield
-    crashing.kill_children()
-    eventually(lambda: not crashing.processes_of(tree), "guards and orphans gone")
+tmp_path, no_process_stays = crashing.tmp_path, crashing.no_process_stays
 
 
 # -- submit --------------------------------------------------------------------------------------

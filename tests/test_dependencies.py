@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,17 +43,7 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 SPOOL = f"{sys.executable} -m spool.cli"
 
 
-@pytest.fixture
-def tmp_path() -> Iterator[Path]:
-    with crashing.memory_folder() as folder:
-        yield folder
-
-
-@pytest.fixture(autouse=True)
-def _no_process_stays(tree: Tree) -> Iterator[None]:
-    yield
-    crashing.kill_children()
-    eventually(lambda: not crashing.processes_of(tree), "guards and orphans gone")
+tmp_path, no_process_stays = crashing.tmp_path, crashing.no_process_stays
 
 
 # -- helpers -------------------------------------------------------------------------------------

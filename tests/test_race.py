@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import crashing
 import pytest
-from conftest import all_ids, eventually, where
+from conftest import all_ids, where
 from crashing import Child, Tell, claimed, one, start_owner
 
 from spool import config
@@ -25,17 +24,7 @@ from spool.queue.takeover import take_over
 TRUE = manifest.from_mapping({"command": "true"}, "test")
 
 
-@pytest.fixture
-def tmp_path() -> Iterator[Path]:
-    with crashing.memory_folder() as folder:
-        yield folder
-
-
-@pytest.fixture(autouse=True)
-def _no_process_stays(tree: Tree) -> Iterator[None]:
-    yield
-    crashing.kill_children()
-    eventually(lambda: not crashing.processes_of(tree), "guards and orphans gone")
+tmp_path, no_process_stays = crashing.tmp_path, crashing.no_process_stays
 
 
 def together(*works: crashing.Scenario) -> list[list[object]]:
