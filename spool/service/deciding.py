@@ -78,9 +78,8 @@ class Decider:
         *,
         dry: bool = False,
     ) -> None:
-        self.tree, self.wanted, self.system, self.may_ask, self.dry = (
-            tree, wanted, system, may_ask, dry,
-        )  # fmt: skip
+        self.tree, self.wanted, self.system = tree, wanted, system
+        self.may_ask, self.dry = may_ask, dry
         self.requests = Requests(tree, system, wanted)
         self.tracker = Tracker(tree, system, keep=dry)
         self.memory = memory.load(tree)

@@ -14,7 +14,6 @@ Never  starts one twice: the process that renames it into running/ is the one th
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import secrets
@@ -176,13 +175,12 @@ class LocalTree(msgspec.Struct, frozen=True):
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        lock = files.open_log(self.path("lock"))
-        try:
-            with suppress(OSError):  # a file system without locks
-                fcntl.flock(lock, fcntl.LOCK_EX)
+        import portalocker
+
+        with open(files.open_log(self.path("lock")), "ab") as lock:
+            with suppress(portalocker.LockException):  # a file system without locks
+                portalocker.lock(lock, portalocker.LOCK_EX)
             yield
-        finally:
-            os.close(lock)
 
     # -- starting --------------------------------------------------------------------------------
 

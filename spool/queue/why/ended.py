@@ -16,6 +16,7 @@ from spool.queue.why.answer import Answer
 from spool.queue.why.scene import Scene
 
 TAIL_BYTES, TAIL_LINES = 16384, 5
+_ARRIVAL = "mend {}/arrival and drop it into CREATED again"
 
 
 # -- in one sentence -----------------------------------------------------------------------------
@@ -186,8 +187,7 @@ def _advise(spot: Spot, task: Task, answer: Answer) -> None:
     label = layout.group_label(spot.group) if spot.state is State.FAILED else ""
     if label == "rejected" or label == "duplicate":
         if files.exists(f"{task.path}/arrival"):
-            created = "CREATED"
-            answer.advise(f"mend {task.path}/arrival and drop it into {created} again")
+            answer.advise(_ARRIVAL.format(task.path))
             return
         answer.advise(f"mend it in {task.path}, then: spool retry {task.id}")
         return
@@ -227,7 +227,7 @@ def explain_damaged(scene: Scene, spot: Spot, fault: Exception, answer: Answer) 
     told = story.stopped or {}
     answer.because(str(told.get("as") or "damaged"), str(told.get("reason") or fault))
     if files.exists(f"{path}/arrival"):
-        answer.advise(f"mend {path}/arrival and drop it into CREATED again")
+        answer.advise(_ARRIVAL.format(path))
     elif spot.state is State.FAILED:
         answer.advise(f"mend {path}/{layout.MANIFEST}, then: spool retry {spot.id}")
     else:
