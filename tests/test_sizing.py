@@ -56,6 +56,9 @@ GPU = NodeShape(cores=64, gpus=4, memory_mb=256 * 1024)
 GPUS = queue("gpus", node=GPU, features=frozenset({"a100"}), bands=(Band(1, 8, 12 * H),))
 BOTH = policy(queue(), GPUS)
 
+FOURS = queue(node=NodeShape(cores=4, gpus=2), bands=(Band(4, 4, 20 * M),), max_queued=0)
+NARROW = (Band(1, 1, 20 * M), Band(2, 2, 20 * M), Band(3, 5, 20 * M))
+
 LAZY = policy(queue(min_s=30 * M))
 UNSEEN = policy(queue(node=NodeShape()))
 SMALL = policy(queue(max_queued=1, bands=(Band(1, 2, H + 5 * M),)))
@@ -158,6 +161,19 @@ CASES = [
     Case("128 nodes full", {"c64.t20m": 128}, ["default 128 x 25m"], THETA),
     Case("five hours need 256 nodes", {"c64.t5h": 300}, ["default 300 x 5h5m"], THETA),
     Case("wide and long", {"n200.c64.t5h": 1}, ["default 256 x 5h5m"], THETA),
+    Case(
+        "a remainder that must wait keeps nothing else back",
+        {"c1.g1": 3, "c1": 72},
+        ["main 4 x 15m"] * 4,
+        policy(FOURS, min_utilisation=0.9),
+        says=("too little for 4 nodes",),
+    ),
+    Case(
+        "what is wide and fills its nodes is asked for beside what does not",
+        {"n3.c16": 2, "c1": 12},
+        ["main 3 x 15m"] * 2 + ["main 1 x 15m"],
+        policy(*(queue(name, bands=NARROW) for name in ("main", "b", "c")), min_utilisation=0.9),
+    ),
     Case("too little for 128 nodes waits", {"c64.t2h": 3}, policy=THETA, says=("too little",)),
     Case("but not for ever", {"c64.t2h": (3, 4000)}, ["default 128 x 2h5m"], THETA),
     Case("nor where a day is needed", {"c64.t20h": (9, 4000)}, ["default 802 x 20h5m"], THETA),

@@ -187,6 +187,7 @@ class Planner:
         for load in self._loads(seat):
             kind = QUEUED if load.time_s <= soon_s else LONGER
             whole_s = min(seat.seconds, rounded(self.policy.within_s, load.time_s))
+            yield from self._no_remainder(seat, load, whole_s)
             for wanted in self._either_way(load.node_s / whole_s):
                 for nodes in self._piece(seat, wanted):
                     together = self._at_most(seat, wanted, nodes)
@@ -194,6 +195,13 @@ class Planner:
                     yield from self._plan(kind, seat, load, nodes, usable_s, together)
                     if usable_s > whole_s:
                         yield from self._plan(PARTIAL, seat, load, nodes, whole_s, together)
+
+    def _no_remainder(self, seat: _Seat, load: Load, usable_s: float) -> Iterator[Plan]:
+        """As many of the narrowest allocations there are as the work fills: more may come."""
+        full = int(load.node_s / usable_s / seat.low + 1e-9) * seat.low
+        for nodes in self._piece(seat, full) | {seat.low} if full else ():
+            together = self._at_most(seat, full, nodes)
+            yield from self._plan(PARTIAL, seat, load, nodes, usable_s, together)
 
     def _piece(self, seat: _Seat, wanted: int) -> set[int]:
         """Of so many nodes, how many to ask for at once: some, or all."""

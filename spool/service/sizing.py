@@ -40,8 +40,8 @@ START_S = 10.0
 POOR = 0.25
 """Of the minimum of utilisation: what is queued and would be used less is needed no more."""
 
-TRIALS = 6
-"""Plans that are tried out for one piece of work, the most promising."""
+TRIALS, MOST_TRIALS = 6, 24
+"""Plans that are tried out for one piece of work, the most promising; and more, until one is good."""
 
 
 def decide(situation: Situation, policy: Policy) -> Decision:
@@ -273,12 +273,16 @@ class _Sizing:
         """Ask for an allocation that serves some of this work, if there is a good one."""
         if self.caps.enough:
             return False
-        every = list(self.planner.plans(lead, at_once=at_once))
+        every = dict.fromkeys(self.planner.plans(lead, at_once=at_once))
         self.share = max((plan.share for plan in every), default=0.0)
         found = [plan for plan in every if self._allowed(plan, lead, at_once)]
         found.sort(key=_merit, reverse=True)
-        tried = [self._tried(plan, lead) for plan in found[:TRIALS]]
-        good = [plan for plan in tried if plan and self._allowed(plan, lead, at_once)]
+        good: list[Plan] = []
+        for number, plan in enumerate(found[:MOST_TRIALS]):
+            if good and number >= TRIALS:
+                break
+            if (tried := self._tried(plan, lead)) and self._allowed(tried, lead, at_once):
+                good.append(tried)
         if good:
             self._take(max(good, key=_merit), lead)
         return bool(good)
