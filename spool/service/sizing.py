@@ -41,7 +41,7 @@ POOR = 0.25
 """Of the minimum of utilisation: what is queued and would be used less is needed no more."""
 
 TRIALS, MOST_TRIALS = 6, 24
-"""Plans that are tried out for one piece of work, the most promising; and more, until one is good."""
+"""Plans that are tried out for one piece of work, the most promising; more, until one is good."""
 
 
 def decide(situation: Situation, policy: Policy) -> Decision:
