@@ -1,5 +1,6 @@
 """A campaign for the service: 300 mixed tasks in three bursts, and what must hold once it is over.
 
+They last seconds, and allocations minutes: starts and ends of these take seconds on a busy machine.
 Serial tasks, MPI tasks, wide ones, long ones that say too little of their time; some submitted,
 some dropped at the door. The service alone brings them to FINISHED; it is killed on the way.
 """
@@ -64,23 +65,23 @@ def burst(spool: Spool, tree: Tree, number: int, long_ones: int) -> list[str]:
     """A hundred tasks: 70 serial ones, 14 MPI ones, 6 wide, the rest at the door; their ids."""
     ids = []
     for at in range(70 - long_ones):
-        seconds = (0.5, 1, 1.5, 2)[at % 4]
-        ids.append(spool.submit(["sleep", str(seconds)], time_estimate="3s", name="serial").id)
+        seconds = str(1 + at % 4)
+        ids.append(spool.submit(["sleep", seconds], time_estimate="5s", name="serial").id)
     for _ in range(long_ones):
-        ids.append(spool.submit(LONG, time_estimate="5s", grace="2s", name="long", priority=1).id)
+        ids.append(spool.submit(LONG, time_estimate="15s", grace="2s", name="long", priority=1).id)
     for at in range(14):
         wide = 1 + at % 2
         ids.append(
             spool.submit(
-                ["sh", "-c", f"sleep 1; exec {' '.join(MPI_PROGRAM)}"],
-                nodes=wide, ranks_per_node=2 // wide, time_estimate="8s", name="mpi",
+                ["sh", "-c", f"sleep 2; exec {' '.join(MPI_PROGRAM)}"],
+                nodes=wide, ranks_per_node=2 // wide, time_estimate="15s", name="mpi",
             ).id
         )  # fmt: skip
     for _ in range(6):
-        ids.append(spool.submit(["sleep", "2"], cores_per_rank=2, time_estimate="4s").id)
+        ids.append(spool.submit(["sleep", "4"], cores_per_rank=2, time_estimate="5s").id)
     for at in range(10):
         name = f"door{number}-{at}.26010100-aa-{'abcdefghij'[number]}{'abcdefghij'[at]}aaaaaaaa"
-        _drop(tree, name, {"command": ["sleep", "1"], "time_estimate": "3s"})
+        _drop(tree, name, {"command": ["sleep", "2"], "time_estimate": "5s"})
         ids.append(name)
     assert len(ids) == BURST
     return ids

@@ -25,6 +25,7 @@ class Scripted:
         self.before: Exception | None = None
         self.after: Exception | None = None
         self.hidden = False
+        self.idle: tuple[Window, ...] | None = None
         self.orders: list[Order] = []
         self.cancelled: list[str] = []
         self.nodes, self.cores = nodes, cores
@@ -67,7 +68,7 @@ class Scripted:
 
     def windows(self, queue: str) -> tuple[Window, ...] | None:
         self._may("windows")
-        return None
+        return self.idle
 
     def partitions(self) -> list[Partition]:
         self._may("partitions")

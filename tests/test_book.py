@@ -423,6 +423,34 @@ def test_a_whole_node_is_kept_from_small_tasks_that_never_end() -> None:
     assert book.take(wide) == (Grant((0, 1, 2, 3), (), 0, 0),)
 
 
+def test_kept_room_is_used_by_what_ends_before_it_is_complete() -> None:
+    book = Book([node(4)])
+    long, short = book.take(Shape()), book.take(Shape())
+    assert long and short
+    book.keep(Shape(cores=3))
+    assert book.frees_in([(long[0], 500.0), (short[0], 20.0)]) == 20.0
+    assert book.take(Shape(time_s=15)) is None  # nobody has said yet how long the others last
+    book.kept_s = 20.0
+    assert book.count(Shape(time_s=15), 9) == 2
+    assert book.take(Shape(time_s=30)) is None and book.take(Shape()) is None
+    assert book.take(Shape(time_s=15, elements=64)) is None  # that is the time of one element
+    assert book.take(Shape(time_s=15)) and book.copy().take(Shape(time_s=15))
+    book.give(short)
+    assert book.frees_in([(long[0], 480.0)]) == 0.0  # what came later was to be gone by then
+
+
+def test_room_of_several_nodes_is_complete_with_the_last_of_them() -> None:
+    book = Book([node(2, gpus=1, memory_mb=100), node(2), node(2)])
+    first, second = book.take(Shape(gpus=1, memory_mb=60)), book.take(Shape(cores=2))
+    assert first and second and book.take(Shape(cores=2))
+    wide = Shape(nodes=2, cores=2)
+    book.keep(wide)
+    assert kept_rooms(book).keys() == {0, 1}
+    assert book.frees_in([(first[0], 9.0), (second[0], 5.0)]) == 9.0
+    assert book.frees_in([(second[0], 5.0)]) == 5.0
+    assert Book([node(1)]).frees_in([]) == 0.0
+
+
 def test_room_is_kept_where_the_least_is_lacking() -> None:
     book = Book([node(4), node(4, gpus=1), node(4), node(2)])
     for wanted in (Shape(cores=3), Shape(cores=4, gpus=1), Shape(cores=1), Shape(cores=2)):

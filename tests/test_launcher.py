@@ -191,6 +191,22 @@ def test_a_wide_task_is_not_starved_by_small_ones_that_never_end(tree, spool, be
     assert count(tree, State.READY) > 0
 
 
+def test_short_tasks_use_the_room_that_is_kept_while_something_long_is_in_its_way(
+    tree, spool, begin, tmp_path
+):
+    go = tmp_path / "go"
+    spool.submit(f"until test -e {go}; do sleep 0.1; done", priority=9)
+    list(spool.submit_many({"command": ["true"], "time_estimate": "1s"} for _ in range(2000)))
+    begin("--cores", "2", "--no-pin")
+    eventually(lambda: count(tree, State.FINISHED) > 100, "short ones run")
+    wide = spool.submit("true", cores_per_rank=2)
+    eventually(lambda: count(tree, State.FINISHED) > 1200, "they go on")
+    assert is_in(tree, wide, "READY/") and count(tree, State.READY) > 0
+    go.touch()
+    eventually(lambda: is_in(tree, wide, "FINISHED/"), "the wide one ran")
+    assert count(tree, State.READY) > 0
+
+
 def test_what_has_a_higher_priority_starts_before_what_was_claimed_ahead(tree, spool, begin):
     list(spool.submit_many({"command": ["sleep", "0.01"]} for _ in range(1500)))
     begin("--cores", "2", "--no-pin")

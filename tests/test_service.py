@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -21,6 +22,7 @@ from spool.service import deciding, memory, policy, post, troubles
 from spool.service.deciding import Decider, Report
 from spool.service.requests import request_end
 from spool.service.system import Declined, Unreachable
+from spool.service.terms import Window
 from spool.service.tracking import MISSED_LOOKS
 
 SETTINGS = """
@@ -480,6 +482,27 @@ def test_what_nothing_needs_is_cancelled_and_never_runs(
     step()
     step()
     assert system.cancelled == ["1"] and outcomes(tree) == ["cancelled"]
+
+
+def test_idle_nodes_that_gave_us_nothing_are_not_counted_on_for_a_while(
+    tree: Tree, system: Scripted, step: Steps
+) -> None:
+    """Nodes that are kept for another job look idle for a moment after each change."""
+    settings = SETTINGS.replace('settle = "0s"', 'settle = "60s"')
+    Path(tree.root, layout.SETTINGS).write_text(f"format = 1{settings}")
+    many(tree, 1, time_estimate="30m", nodes=4, cores_per_rank=4)
+    many(tree, 16, time_estimate="10m")
+    assert [one["nodes"] for one in step().asked] == [4]
+    system.idle = (Window(1, 7200.0),)
+    (more,) = step().asked
+    assert "idle now" in more["why"]
+    system.idle = ()
+    for _ in range(3):
+        step()
+    assert system.cancelled == [more["job"]]
+    system.idle = (Window(1, 7200.0),)
+    assert [step().asked for _ in range(5)] == [[]] * 5
+    assert [bool(step().asked) for _ in range(6)].count(True) == 1  # they may be free by now
 
 
 # -- what is said --------------------------------------------------------------------------------

@@ -22,11 +22,11 @@ interval = "2s"
 idle_timeout = "1s"
 padding = "10s"
 settle = "4s"
-within = "30s"
+within = "60s"
 [queues.batch]
 nodes = "1-4"
 cores = 2
-time = "1m"
+time = "2m"
 max_queued = 2
 directives = ["--exclusive"]
 """
@@ -56,7 +56,7 @@ def test_three_bursts_of_mixed_tasks_are_brought_home_by_the_service_alone(
             slurm.run("scontrol", "update", "nodename=node4", "state=resume")
 
     around = campaign.environment(**slurm.environment, PATH=slurm_cluster.PATH)
-    closed = campaign.run(tree, around, long_ones=3, between_s=8, within=200, meanwhile=meanwhile)
+    closed = campaign.run(tree, around, long_ones=3, between_s=16, within=400, meanwhile=meanwhile)
     story = campaign.shown(closed)
     print(story)
     assert campaign.utilisation(closed) >= 0.85, story

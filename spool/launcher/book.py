@@ -6,13 +6,15 @@ Never  looks at a machine, and never gives one core, GPU or megabyte to two.
 
 The nodes' free cores stand in a tree of maxima, so the first node with room for a task is found in
 the logarithm of their number. For one large task that waits too long, room is *kept*: what it needs
-on the nodes that lack least is given to no other, until it fits there.
+on the nodes that lack least is given to no other until it fits there, but to tasks that end sooner
+than what is in its way should (EASY backfilling, D. A. Lifka, JSSPP 1995).
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 
 from spool.launcher.nodes import Grant, Node, Room, joined, needs
@@ -32,6 +34,7 @@ class Book:
         self.cores = self.free
         self.gone: frozenset[int] = frozenset()
         self.kept_for: Shape | None = None
+        self.kept_s = 0.0  # for so long what is in the way should last
         self._kept_on: tuple[int, ...] = ()
         self._width = 1 << (len(self.nodes) - 1).bit_length()
         self._most = [0] * (2 * self._width)
@@ -46,7 +49,7 @@ class Book:
         twin.nodes, twin.free, twin.cores = self.nodes, self.free, self.cores
         twin.rooms = [room.copy() for room in self.rooms]
         twin.gone = self.gone
-        twin.kept_for, twin._kept_on = self.kept_for, self._kept_on
+        twin.kept_for, twin.kept_s, twin._kept_on = self.kept_for, self.kept_s, self._kept_on
         twin._width, twin._most = self._width, self._most.copy()
         twin.fits_ever, twin._least = self.fits_ever, self._least
         return twin
@@ -72,7 +75,7 @@ class Book:
         """How many tasks of this shape fit now, as far as it matters: no more than `most`."""
         if shape.nodes > 1:
             return int(self._find(shape, allows) is not None)
-        ours, found, number = shape == self.kept_for, 0, -1
+        ours, found, number = self._may_use_kept(shape), 0, -1
         while found < most and (number := self._next(number + 1, shape, ours, allows)) >= 0:
             found += self.rooms[number].count(shape, ours=ours)
         return min(found, most)
@@ -145,7 +148,7 @@ class Book:
         for number in self._kept_on:
             self.rooms[number].kept = None
             self._renew(number)
-        self.kept_for, self._kept_on = None, ()
+        self.kept_for, self.kept_s, self._kept_on = None, 0.0, ()
         if shape is None or not self.fits_ever(shape):
             return
         left = (room for room in self.rooms if room.number not in self.gone)
@@ -156,6 +159,24 @@ class Book:
         for number in self._kept_on:
             self.rooms[number].kept = shape
             self._renew(number)
+
+    def _may_use_kept(self, shape: Shape) -> bool:
+        """Whether room is kept for a shape, or it will be gone before that is complete."""
+        return shape == self.kept_for or 0 < shape.time_s <= self.kept_s and not shape.elements
+
+    def frees_in(self, taken: Iterable[tuple[Grant, float]]) -> float:
+        """In how many seconds what room is kept for should fit.
+
+        taken are the grants that are in its way, each with the seconds that it should last on; all
+        else is thought to be gone by then.
+        """
+        if self.kept_for is None:
+            return 0.0
+        by_node = defaultdict(list)
+        for grant, left_s in taken:
+            by_node[grant.node].append((left_s, grant))
+        shape, nodes = self.kept_for, self.nodes
+        return max((_fits_in(shape, nodes[one], by_node[one]) for one in self._kept_on), default=0)
 
     def _lacks(self, number: int, shape: Shape) -> tuple[int, int, int]:
         """What a node would still have to get back for a task: cores, GPUs, megabytes."""
@@ -168,7 +189,7 @@ class Book:
     def _find(self, shape: Shape, allows: Allows | None) -> list[int] | None:
         """The first nodes with room for each part of a task."""
         found: list[int] = []
-        number, ours = -1, shape == self.kept_for
+        number, ours = -1, self._may_use_kept(shape)
         while len(found) < shape.nodes:
             if (number := self._next(number + 1, shape, ours, allows)) < 0:
                 return None
@@ -222,3 +243,16 @@ class Book:
         for grant in grants:
             self.free += sign * len(grant.cpus)
             self._renew(grant.node)
+
+
+def _fits_in(shape: Shape, node: Node, taken: list[tuple[float, Grant]]) -> float:
+    """In how many seconds a task's part fits a node, if these grants end one after the other."""
+    room, in_s = Room(node), 0.0
+    for _, grant in taken:
+        room.occupy(grant)
+    for left_s, grant in sorted(taken, key=lambda one: one[0]):
+        if room.count(shape):
+            break
+        room.give(grant)
+        in_s = left_s
+    return in_s

@@ -136,6 +136,7 @@ class Launcher:
             self.picker.ahead = self.ranks.may_follow
         self.staging = Staging(self)
         self.places = Places(self.owner, self.book, self.gate, self.crew, self.ranks)
+        self.picker.expected = self.places.expected
         if not self.field.crew:  # what is only simulated leaves nothing
             ours = self.crew.children.ours
             self.places.left = self.field.leftovers(self.owner, ours, self.log)

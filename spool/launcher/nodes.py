@@ -124,12 +124,21 @@ class Room:
             self.shared += Fraction(1, shape.per_node)
         return Grant(cpus, names, shape.memory_mb, self.number, shape.per_node)
 
+    def occupy(self, grant: Grant) -> None:
+        """Let a grant of this node have what it has."""
+        for cpu in grant.cpus:
+            self.cpus.remove(cpu)
+        for gpu in grant.gpus:
+            self.gpus.remove(gpu)
+        self.memory_mb -= grant.memory_mb
+        if grant.per_node:
+            self.shared += Fraction(1, grant.per_node)
+
     def lend(self, cpus: tuple[int, ...], memory_mb: int) -> Grant:
         """Give away these very cores, which are free, and so much memory."""
-        for cpu in cpus:
-            self.cpus.remove(cpu)
-        self.memory_mb -= memory_mb
-        return Grant(cpus, (), memory_mb, self.number)
+        grant = Grant(cpus, (), memory_mb, self.number)
+        self.occupy(grant)
+        return grant
 
     def give(self, grant: Grant) -> None:
         """Take a grant back."""

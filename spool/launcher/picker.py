@@ -7,13 +7,14 @@ Never  touches the disk, but through the claimer it is given.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from spool import units
 from spool.launcher import clock
 from spool.launcher.book import Book
+from spool.launcher.nodes import Grant
 from spool.queue import shape as shapes
 from spool.queue.claim import Claimer, Row, Suits
 from spool.queue.shape import Shape
@@ -99,7 +100,8 @@ class Picker(Rules):
     rate is how many tasks were lately started a second, mpiruns how many more may be started now:
     set them as they change. suits looks at a task before it is claimed; ahead overrules how many
     tasks of a shape that does not fit now may be claimed ahead; may says whether the limits of
-    spool.toml let another one run.
+    spool.toml let another one run; expected tells of what has run since before a moment which room
+    it has and how long it should last on.
     """
 
     def __init__(self, claimer: Claimer, book: Book, wishes: Wishes, ends_at: float) -> None:
@@ -111,6 +113,8 @@ class Picker(Rules):
         self.ahead: Callable[[Shape], int] | None = None
         self.few: Callable[[], bool] = lambda: False
         self.may: Callable[[Shape], bool] = lambda shape: True
+        self.expected: Callable[[float], Iterable[tuple[Grant, float]]] = lambda before: ()
+        self.kept_at = 0.0
         self.refused: dict[Shape, str] = {}
         self.waiting_since: dict[Shape, float] = {}
         self.tired: set[Shape] = set()
@@ -122,6 +126,8 @@ class Picker(Rules):
 
         Whoever is given one must take its room from the book at once, or hold it.
         """
+        if self.book.kept_for is not None:
+            self.book.kept_s = self.book.frees_in(self.expected(self.kept_at))
         self._plan = self._beyond(held)
         self._ahead = self._ahead_allowed() - len(held)
         self._limit = limit
@@ -168,6 +174,7 @@ class Picker(Rules):
         if self._is_tired(shape):
             if self.book.kept_for not in self.tired:
                 self.book.keep(shape)
+                self.kept_at = clock.now()
             self._plan.keep(self.book.kept_for)
             self._ahead = 0
         return 0

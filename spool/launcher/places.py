@@ -9,7 +9,7 @@ Fails  LeaseLost; FileSystemFault, OSError: the machine or the disk refuses for 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from spool.errors import FileSystemFault
@@ -18,6 +18,7 @@ from spool.launcher.book import Book, Grants
 from spool.launcher.crew import Crew, Started
 from spool.launcher.gate import Gate, Limits
 from spool.launcher.leftovers import Leftovers
+from spool.launcher.nodes import Grant
 from spool.launcher.run import Running
 from spool.queue import advance, claim, layout, processes, shape, takeover
 from spool.queue.layout import State
@@ -172,6 +173,21 @@ class Places:
         finally:
             takeover.tell(self.owner, lines)
         advance.after(self.owner, settled)
+
+    def expected(self, before: float) -> Iterator[tuple[Grant, float]]:
+        """The room of what has run since before a moment, and how long it should last on.
+
+        As long as its lane says; what says nothing, or too little, as long again as it has lasted.
+        """
+        now = clock.now()
+        runs = [(one.shape, one.grants, one.started_at) for one in self.crew.running.values()]
+        if self.ranks:
+            runs += [(one.shape, one.grants, one.since) for one in self.ranks.placed.values()]
+        for wanted, grants, since in runs:
+            if since < before:
+                lasted, lasts = now - since, 0 if wanted.elements else wanted.time_s
+                left_s = lasts - lasted if lasts > lasted else lasted
+                yield from ((grant, left_s) for grant in grants)
 
     def settled(self, task_id: str) -> bool:
         """Whether nothing of a task that has ended can be left on any node."""

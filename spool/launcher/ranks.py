@@ -264,7 +264,7 @@ class Ranks:
         """A follower runs where another task did."""
         ours, before = self.placed[task_id], self.placed[after]
         ours.grants, before.grants = before.grants, ()
-        ours.follows = False
+        ours.follows, ours.since = False, clock.now()
         self.took += 1
         self.followers[ours.rank] -= 1
 
@@ -334,11 +334,11 @@ class Ranks:
 class Placed:
     """A task that a rank has: grants is its room, () for a follower and for one that has ended."""
 
-    __slots__ = ("follows", "grants", "rank", "shape")
+    __slots__ = ("follows", "grants", "rank", "shape", "since")
 
     def __init__(self, rank: int, shape: Shape, grants: Grants) -> None:
         self.rank, self.shape, self.grants = rank, shape, grants
-        self.follows = not grants
+        self.follows, self.since = not grants, clock.now()
 
 
 def gather(post: Post) -> list[orders.Hello]:

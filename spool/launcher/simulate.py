@@ -109,6 +109,7 @@ class Virtual:
     grants: Grants
     started: float
     lasts_s: float
+    started_at: float
     end: dict[str, Any] | None = None  # it has none
     stopped: str = ""
 
@@ -151,8 +152,9 @@ class Simulated:
         """Begin a task that lasts as long as it says."""
         lasts = random.Random(task_id).uniform(1 - self.scene.spread, 1 + self.scene.spread)
         lasts *= shape.time_s or LASTS_S
-        self.running[task_id] = Virtual(task_id, shape, grants, clock.epoch(), lasts)
-        heapq.heappush(self._ends, (clock.now() + lasts, task_id))
+        began = clock.now()
+        self.running[task_id] = Virtual(task_id, shape, grants, clock.epoch(), lasts, began)
+        heapq.heappush(self._ends, (began + lasts, task_id))
         return Started.RUNS
 
     def reap(self, others: Callable[[int, int], object]) -> Iterator[Virtual]:

@@ -31,6 +31,10 @@ NO_TROUBLE = ("preempted", "cancelled", NEVER)
 """Outcomes that say nothing of the queue or of our script."""
 LEFT = ("completed", "failed")
 """Outcomes of launchers that left by themselves."""
+DOUBT = 10
+"""For so many times `settle` the idle nodes of a queue are not counted on where one of ours waited
+in it until nothing needed it: what batch systems call idle is at times kept for another job, and
+what was just cancelled would be asked for again."""
 NOT_OURS = "the post of service is not ours any more: nothing is asked"
 _LASTS = re.compile(r"\b(?:\d+[dhms])+\b")
 
@@ -112,8 +116,9 @@ class Decider:
         rests = troubles.standing(self.memory.marks, now)
         spent_node_s = self.tracker.spent_node_s
         found = situation.gather(
-            self.tree, self.system, self.policy, waits, ours, rests, spent_node_s
-        )
+            self.tree, self.system, self.policy, waits, ours, rests, spent_node_s,
+            doubted=self._doubted(now),
+        )  # fmt: skip
         decision = sizing.decide(found, self.policy)
         self._do(decision, ours, report, now)
         return self._told(report)
@@ -196,6 +201,8 @@ class Decider:
             if one.standing.unneeded != (one.asked.name in decision.unneeded):
                 one.standing.unneeded = not one.standing.unneeded
                 self._write(one)
+        gone = {one.name for one in decision.withdrawals}
+        self._doubt((one for one in ours if one.asked.name in gone), now)
         if not self._withdraw(ours, self._ends(decision, ours), report, now):
             return
         refused: set[str] = set()
@@ -218,6 +225,17 @@ class Decider:
             if word := one.standing.withdrawn or wanted_end(self.tree, name):
                 ends[name] = word
         return ends
+
+    def _doubt(self, withdrawn: Iterable[Allocation], now: float) -> None:
+        until = now + DOUBT * self.policy.settle_s
+        self.memory.doubted |= {one.asked.queue: until for one in withdrawn}
+
+    def _doubted(self, now: float) -> set[str]:
+        """The queues whose idle nodes are not counted on; a clock may have been set back."""
+        most_s = DOUBT * self.policy.settle_s
+        held = {q: until for q, until in self.memory.doubted.items() if 0 < until - now <= most_s}
+        self.memory.doubted = held
+        return set(held)
 
     def _write(self, one: Allocation) -> None:
         if not self.dry:

@@ -24,7 +24,8 @@ class Memory(msgspec.Struct, kw_only=True):
     """marks by queue, see troubles; last is the gist of the last decision; unfit was said once.
 
     settings is a mark of spool.toml: what went wrong under others says nothing. partitions are what
-    the batch system has, for those who cannot or need not ask it.
+    the batch system has, for those who cannot or need not ask it. doubted is, by queue, until when
+    its idle nodes are not counted on.
     """
 
     marks: dict[str, Mark] = {}
@@ -32,6 +33,7 @@ class Memory(msgspec.Struct, kw_only=True):
     unfit: tuple[str, ...] = ()
     settings: str = ""
     partitions: tuple[Partition, ...] = ()
+    doubted: dict[str, float] = {}
 
 
 def load(tree: Tree) -> Memory:

@@ -6,7 +6,7 @@ Never  changes anything.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 from spool.queue import allocations, owner
 from spool.queue.allocations import ENDING, RUNNING, Allocation
@@ -26,12 +26,13 @@ def gather(
     ours: Iterable[Allocation],
     troubles: dict[str, Trouble],
     spent_node_s: float,
+    doubted: Container[str] = (),
 ) -> Situation:
-    """What is, now."""
+    """What is, now; nothing of idle nodes in the queues that are doubted."""
     return Situation(
         needs=backlog.needs,
         live=tuple(live_of(tree, one) for one in ours),
-        windows=_windows(system, policy) if backlog.needs else {},
+        windows=_windows(system, policy, doubted) if backlog.needs else {},
         spent_node_s=spent_node_s,
         troubles=troubles,
     )
@@ -88,9 +89,13 @@ def _left(tree: Tree, asked: allocations.Asked) -> bool:
     return bool(allocations.launchers(tree, asked.name)) and not _leaders(tree, asked.name)
 
 
-def _windows(system: BatchSystem, policy: Policy) -> dict[str, tuple[Window, ...]]:
+def _windows(
+    system: BatchSystem, policy: Policy, doubted: Container[str]
+) -> dict[str, tuple[Window, ...]]:
     found = {}
     for queue in policy.queues:
+        if queue.name in doubted:
+            continue
         try:
             windows = system.windows(queue.name)
         except Unreachable:
