@@ -113,13 +113,13 @@ def test_two_jobs_of_one_node_run_side_by_side_and_a_wide_one_is_not_overtaken(l
 
 def test_the_walltime_ends_a_job_with_what_it_started_elsewhere(local, tmp_path):
     stubborn = "trap '' TERM; setsid sh -c 'trap \"\" TERM; exec sleep 61' & sleep 61"
-    id_ = submit(local, tmp_path, stubborn, walltime_s=1.0)
+    id_ = submit(local, tmp_path, stubborn, walltime_s=5.0)
     runs(local, id_)
     mark = f"SPOOL_LOCAL_JOB={id_}"
     eventually(lambda: len(processes.carrying([mark])) >= 3, "all have started")
-    assert 0 < local.jobs("", ())[id_].left_s <= 1
+    assert 0 < local.jobs("", ())[id_].left_s <= 5
     job = ends(local, id_, "timeout")
-    assert 2 <= job.used_s < 10
+    assert 6 <= job.used_s < 20
     assert not processes.carrying([mark])
 
 

@@ -51,6 +51,18 @@ def test_the_environment_tells_how_many_were_started_together(environment, count
 # -- words ---------------------------------------------------------------------------------------
 
 
+def test_the_mpiexec_that_came_with_mpi4py_is_tried_before_srun(monkeypatch):
+    """An srun may pass on what ranks of another MPI tell each other, and garble some of it."""
+    own = f"{os.path.dirname(sys.executable)}/mpiexec"
+    found = [Flavour("openmpi", "/usr/bin/mpiexec"), Flavour("hydra", own)]
+    monkeypatch.setattr(starting, "mpiexecs", lambda: found)
+    monkeypatch.setattr(starting.shutil, "which", lambda name: f"/usr/bin/{name}")
+    names = [way.name.rpartition("/")[2] for way in starting.ways("slurm", ["a", "b"])]
+    assert names == [
+        "mpiexec (hydra)", "srun", "srun --mpi=pmi2", "srun --mpi=pmix", "mpiexec (openmpi)"
+    ]  # fmt: skip
+
+
 def test_srun_and_every_mpiexec_start_one_rank_on_each_node():
     srun = starting._srun(["a", "b"], ("--mpi=pmi2",))
     assert srun[:3] == ("srun", "--overlap", "-N") and "--nodelist=a,b" in srun

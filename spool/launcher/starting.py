@@ -72,16 +72,18 @@ def ranks_claimed(environment: Mapping[str, str]) -> int:
 
 
 def ways(system: str, hosts: Sequence[str]) -> list[Way]:
-    """What may start ranks here, the likeliest first. hosts all "": so many on this machine."""
-    found: list[Way] = []
-    named = bool(hosts[0])
-    if system == "slurm" and named and shutil.which("srun"):
-        for kind in MPI_KINDS:
-            found.append(Way(" ".join(("srun", *kind)), _srun(hosts, kind)))
+    """What may start ranks here, the likeliest first. hosts all "": so many on this machine.
+
+    An mpiexec in Python's own folder came with the MPI that mpi4py uses, if any did.
+    """
+    own, others = list[Way](), list[Way]()
+    if system == "slurm" and hosts[0] and shutil.which("srun"):
+        others = [Way(" ".join(("srun", *kind)), _srun(hosts, kind)) for kind in MPI_KINDS]
     for flavour in mpiexecs():
         if words := _mpiexec(flavour, hosts):
-            found.append(Way(f"{flavour.program} ({flavour.name})", words))
-    return found
+            ours = os.path.dirname(flavour.program) == os.path.dirname(sys.executable)
+            (own if ours else others).append(Way(f"{flavour.program} ({flavour.name})", words))
+    return own + others
 
 
 def _srun(hosts: Sequence[str], kind: Sequence[str]) -> tuple[str, ...]:

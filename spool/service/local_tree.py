@@ -14,6 +14,7 @@ Never  starts one twice: the process that renames it into running/ is the one th
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import secrets
@@ -30,6 +31,7 @@ from spool.service.system import FOREIGN, MARK
 
 FOLDERS = ("queued", "running", "ended")
 KEPT = 200  # of those that are over
+START_S = 3.0  # in which a process that was started for a queued one should have taken it
 FAR_S = 600.0  # after its walltime one on another host is believed to be over
 CLOCKS_S = 60.0  # by so much a clock may have been set since
 _ID = re.compile(r"\d{16}-[0-9a-f]{4}")
@@ -82,11 +84,13 @@ class Run(msgspec.Struct, frozen=True):
 
 
 class LocalTree(msgspec.Struct, frozen=True):
-    """The folder, and how many nodes this machine plays."""
+    """The folder, and how many nodes this machine plays; begun tells when we last started a process
+    for what is queued, so that whoever looks often starts no crowd of them."""
 
     root: str
     nodes: int
     grace_s: float  # from SIGTERM to SIGKILL
+    begun: dict[str, float] = {}
 
     def path(self, *parts: str) -> str:
         """A path below it."""
@@ -186,13 +190,17 @@ class LocalTree(msgspec.Struct, frozen=True):
 
     def start_queued(self) -> None:
         """Start a process for each queued one that fits, the oldest first and none before it."""
-        free = self.nodes - self.used_nodes()
-        for id_ in self.queued():
+        free, now = self.nodes - self.used_nodes(), time.monotonic()
+        queued = self.queued()
+        for gone in self.begun.keys() - queued:
+            del self.begun[gone]
+        for id_ in queued:
             record = self.record("queued", id_)
             free -= record.nodes if record else 0
             if free < 0:
                 return
-            if record:
+            if record and now - self.begun.get(id_, -math.inf) >= START_S:
+                self.begun[id_] = now
                 self._start(id_)
 
     def _start(self, id_: str) -> None:
