@@ -18,7 +18,7 @@ demo: $(VENV)/.ready-demo
 	examples/g2/run.sh $(BIN)
 
 test: $(VENV)/.ready-test
-	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -q -n 4 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.ready-dev
 	$(BIN)/ruff check .

@@ -31,7 +31,7 @@ needs_mpiexec = pytest.mark.skipif(
 
 
 LONGEST_FIRST = (
-    "service_slurm", "stager", "ranks", "slurm_launcher", "service_local", "crash", "hands",
+    "service_slurm", "service_local", "stager", "ranks", "slurm_launcher", "crash", "hands",
     "launcher", "dependencies", "function", "leftovers", "arrays", "cli", "readme", "transfer",
     "seams", "executor", "slurm_cluster", "queue_command", "faults", "gate", "balsam_mixture",
 )  # fmt: skip

@@ -31,6 +31,8 @@ from spool.launcher.run import launcher_environment
 from spool.queue import claim, files, layout, owner, processes
 from spool.queue.layout import State, Tree
 
+OWN = os.path.dirname(sys.executable)
+"""Python's own folder: what came with mpi4py lies there."""
 SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "PALS_SIZE", "MPI_LOCALNRANKS")
 TRY_S, PARTING_S, SWEEP_S = 60.0, 10.0, 30.0
 SILENT_S = 5.0  # an answer takes less, mostly: then the next way is tried beside this one
@@ -81,7 +83,7 @@ def ways(system: str, hosts: Sequence[str]) -> list[Way]:
         others = [Way(" ".join(("srun", *kind)), _srun(hosts, kind)) for kind in MPI_KINDS]
     for flavour in mpiexecs():
         if words := _mpiexec(flavour, hosts):
-            ours = os.path.dirname(flavour.program) == os.path.dirname(sys.executable)
+            ours = os.path.dirname(flavour.program) == OWN
             (own if ours else others).append(Way(f"{flavour.program} ({flavour.name})", words))
     return own + others
 
@@ -112,7 +114,7 @@ def _mpiexec(flavour: mpirun.Flavour, hosts: Sequence[str]) -> tuple[str, ...]:
 def mpiexecs() -> list[mpirun.Flavour]:
     """Every mpiexec there is, on PATH and in Python's own folder, by the names they answer to."""
     found: dict[str, mpirun.Flavour] = {}
-    for where in (os.environ.get("PATH", os.defpath), os.path.dirname(sys.executable)):
+    for where in (os.environ.get("PATH", os.defpath), OWN):
         program = shutil.which("mpiexec", path=where) or shutil.which("mpirun", path=where)
         if program is None or program in found:
             continue

@@ -15,6 +15,8 @@ from spool.queue.parents import Lookup
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 2.0
 BLOCKED_EVERY = 5
+LOOKED_FOR = {3: 10, 0: 1000}
+"""At which of each twenty looks so many are looked for one by one, whether they are still there."""
 
 
 class Pending:
@@ -89,7 +91,7 @@ def wait(
     pause, looks = FIRST_PAUSE_S, 0
     while pending.look():
         looks += 1
-        if looks % 20 == 0 and len(pending) <= 1000:
+        if len(pending) <= LOOKED_FOR.get(looks % 20, 0):
             pending.forget(pending.gone())
         if looks % BLOCKED_EVERY == 2 and pending.all_blocked():
             return True
