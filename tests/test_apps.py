@@ -130,7 +130,7 @@ def test_an_arrival_gets_what_its_app_defines_by_a_line_of_its_history(
         (dropped / layout.MANIFEST).write_text(json.dumps(keys))
     door = Door(owner, config.trusted_users())
     ends = (State.READY, State.FAILED)
-    eventually(lambda: door.look() or len(list(tasks.spots(tree, ends))) == 2)
+    eventually(lambda: (door.look(), len(list(tasks.spots(tree, ends))) == 2)[1])
     good, bad = tasks.spots(tree, (State.READY, State.FAILED))
     assert good.group.startswith("prepare.c4.m2G.t1h@")
     assert tasks.load(good.path(tree), good.id).manifest.on_error == "echo A"
