@@ -89,7 +89,7 @@ def module(path: Path) -> str:
 MODULES = {module(path) for path in FILES}
 
 
-@lru_cache
+@lru_cache(None)
 def parsed(path: Path) -> ast.Module:
     return ast.parse(path.read_text())
 
@@ -154,15 +154,17 @@ def test_the_imports_that_go_up_are_still_needed() -> None:
 
 def tree_calls(path: Path) -> Iterator[tuple[str, str, str]]:
     """(module, name, first argument) of each use of a call that touches the tree."""
-    arguments = {
-        id(node.func): ast.get_source_segment(path.read_text(), node.args[0]) if node.args else ""
+    firsts = {
+        id(node.func): node.args[0]
         for node in ast.walk(parsed(path))
-        if isinstance(node, ast.Call)
+        if isinstance(node, ast.Call) and node.args
     }
     for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             if (node.value.id, node.attr) in TREE_CALLS:
-                yield node.value.id, node.attr, arguments.get(id(node)) or ""
+                first = firsts.get(id(node))
+                said = ast.get_source_segment(path.read_text(), first) if first else ""
+                yield node.value.id, node.attr, said or ""
         elif isinstance(node, ast.ImportFrom):
             for name in node.names:
                 if (node.module, name.name) in TREE_CALLS:
