@@ -16,6 +16,7 @@ import spool as package
 from spool import Spool
 from spool.errors import CallLost, ManifestError, NoSuchTask, TaskFailed
 from spool.launcher import warm
+from spool.queue import wait as waiting
 from spool.queue.layout import State
 
 
@@ -93,6 +94,18 @@ def test_what_commands_come_to(spool: Spool) -> None:
     run_spool(spool.root, "rm", good.id, check=True)
     with pytest.raises(NoSuchTask):
         good.result()
+
+
+def test_a_task_that_was_removed_is_missed_soon(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, slept = spool.submit("true"), list[float]()
+    task.cancel()
+    run_spool(spool.root, "rm", task.id, check=True)
+    monkeypatch.setattr(waiting.time, "sleep", slept.append)
+    with pytest.raises(NoSuchTask):
+        task.result()
+    assert sum(slept) < 1
 
 
 def test_a_foreign_result_is_not_loaded(spool: Spool) -> None:

@@ -194,21 +194,17 @@ def test_a_wide_task_is_not_starved_by_small_ones_that_never_end(tree, spool, be
 def test_short_tasks_use_the_room_that_is_kept_while_something_long_is_in_its_way(
     tree, spool, begin, tmp_path
 ):
+    """The long one waits for the last of the short ones, and the wide one for the long one."""
     go = tmp_path / "go"
     spool.submit(f"until test -e {go}; do sleep 0.1; done", priority=9)
-    short = {"command": ["sleep", "0.01"], "time_estimate": "1s"}
-    list(spool.submit_many(short for _ in range(1500)))
+    short = {"command": ["sleep", "0.01"], "time_estimate": "1s", "priority": 1}
+    list(spool.submit_many(short for _ in range(1000)))
+    last = spool.submit(["touch", str(go)], time_estimate="1s")
     begin("--cores", "2", "--no-pin")
     eventually(lambda: count(tree, State.FINISHED) > 50, "short ones run")
-    wide = spool.submit("true", cores_per_rank=2)
-    time.sleep(8)  # room is kept for it by now
-    before = count(tree, State.FINISHED)
-    eventually(lambda: count(tree, State.FINISHED) > before + 50, "they go on")
-    assert is_in(tree, wide, "READY/")
-    go.touch()
-    eventually(lambda: is_in(tree, wide, "FINISHED/"), "the wide one ran")
-    eventually(lambda: count(tree, State.READY) == 0, "all ran", 90)
-    assert starts(tree)[-1] != wide.id
+    wide = spool.submit("true", cores_per_rank=2, priority=1)
+    eventually(lambda: is_in(tree, wide, "FINISHED/"), "the wide one ran", 120)
+    assert starts(tree)[-2:] == [last.id, wide.id]
 
 
 def test_what_has_a_higher_priority_starts_before_what_was_claimed_ahead(tree, spool, begin):

@@ -15,7 +15,9 @@ import pytest
 from conftest import eventually
 
 from spool.queue import processes
+from spool.service import local_tree
 from spool.service.local import Local
+from spool.service.local_tree import LocalTree
 from spool.service.system import Declined, Order
 from spool.service.terms import NodeShape
 
@@ -109,6 +111,18 @@ def test_two_jobs_of_one_node_run_side_by_side_and_a_wide_one_is_not_overtaken(l
     small = submit(local, tmp_path, "sleep 60")
     told = local.jobs("", ())
     assert (told[wide].state, told[small].state) == ("queued", "queued")
+
+
+def test_who_looks_often_starts_no_crowd_for_one_queued_job(local, tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr(LocalTree, "_start", lambda tree, id_: started.append(id_))
+    id_ = submit(local, tmp_path, "true")
+    for _ in range(20):
+        assert local.jobs("", ())[id_].state == "queued"
+    assert started == [id_]
+    monkeypatch.setattr(local_tree, "START_S", 0.0)  # that one seems to have come to nothing
+    local.jobs("", ())
+    assert started == [id_, id_]
 
 
 def test_the_walltime_ends_a_job_with_what_it_started_elsewhere(local, tmp_path):

@@ -245,7 +245,7 @@ def test_more_work_never_means_that_less_is_served(
 ) -> None:
     """As far as no cap and no limit of one decision stops it, which cut where the packing is."""
     one, other = _compared(backlog, uncapped(policy), data)
-    assert other.figures["served_node_h"] >= one.figures["served_node_h"] * 0.999 - 1e-6
+    assert served(other) >= served(one) * 0.999 - 1e-6
 
 
 @QUICK
@@ -255,7 +255,13 @@ def test_where_waste_is_no_matter_more_work_is_never_served_by_less(
 ) -> None:
     policy = msgspec.structs.replace(uncapped(policy), min_utilisation=0.0)
     one, other = _compared(backlog, policy, data)
-    assert other.figures["served_node_h"] >= one.figures["served_node_h"] - 1e-6
+    assert served(other) >= served(one) - 1e-6
+
+
+def served(decision: Decision) -> float:
+    """Of the backlog, in node-hours of the nodes that suit it best: those of the queue that was
+    chosen are fewer on larger nodes, although all the more is served."""
+    return decision.figures["backlog_node_h"] - decision.figures["left_node_h"]
 
 
 def _compared(

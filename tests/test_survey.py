@@ -186,6 +186,19 @@ def test_where_none_came_with_python_the_reason_is_told(own_mpiexec):
 
 
 @needs_mpi
+def test_where_the_one_beside_python_is_broken_the_next_one_is_tried(own_mpiexec, monkeypatch):
+    path = os.environ["PATH"]
+    program = own_mpiexec("echo no proxy here >&2; exit 7\n", beside=True)
+    monkeypatch.setenv("PATH", path)  # where the one that works comes first
+    said = []
+    broken, good = surveyed(say=said.append)["ranks"][:2]
+    assert broken[1].startswith(f"{program} (hydra): does not work: ")
+    assert (broken[0], good[0]) == ("note", "ok")
+    assert good[1].endswith("2 ranks see each other; chosen")
+    assert f"starting 2 ranks with {program} (hydra)" in said
+
+
+@needs_mpi
 def test_an_mpiexec_of_another_mpi_starts_singletons(own_mpiexec):
     own_mpiexec('while [ "$1" != -n ]; do shift; done; shift 2; "$@" & "$@"; wait\n', beside=True)
     found = surveyed()
