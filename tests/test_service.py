@@ -101,6 +101,11 @@ def worked(tree: Tree, name: str, *ends: dict[str, Any]) -> None:
     launcher.end(keep=True)
 
 
+def settle(tree: Tree, lasts: str) -> None:
+    settings = SETTINGS.replace('settle = "0s"', f'settle = "{lasts}"')
+    Path(tree.root, layout.SETTINGS).write_text(f"format = 1{settings}")
+
+
 def nothing_waits(tree: Tree) -> None:
     files.remove_tree(f"{tree.root}/READY")
     files.make_folder(f"{tree.root}/READY")
@@ -459,6 +464,7 @@ def test_an_end_that_was_wanted_before_the_job_was_known_comes_once_it_is(
 def test_what_was_asked_by_hand_is_ended_only_by_hand(
     tree: Tree, system: Scripted, step: Steps
 ) -> None:
+    settle(tree, "60s")
     one(tree, time_estimate="10m")
     name = step().asked[0]["name"]
     own = allocations.read(tree, name)
@@ -468,6 +474,7 @@ def test_what_was_asked_by_hand_is_ended_only_by_hand(
     nothing_waits(tree)
     for _ in range(5):
         assert step(90_000.0).withdrawn == []
+        assert memory.load(tree).doubted == {}  # it takes nobody's trust away
     request_end(tree, name, "enough")
     assert [one["name"] for one in step().withdrawn] == [name]
 
@@ -488,8 +495,7 @@ def test_idle_nodes_that_gave_us_nothing_are_not_counted_on_for_a_while(
     tree: Tree, system: Scripted, step: Steps
 ) -> None:
     """Nodes that are kept for another job look idle for a moment after each change."""
-    settings = SETTINGS.replace('settle = "0s"', 'settle = "60s"')
-    Path(tree.root, layout.SETTINGS).write_text(f"format = 1{settings}")
+    settle(tree, "60s")
     many(tree, 1, time_estimate="30m", nodes=4, cores_per_rank=4)
     many(tree, 16, time_estimate="10m")
     assert [one["nodes"] for one in step().asked] == [4]

@@ -35,7 +35,7 @@ class Book:
         self.gone: frozenset[int] = frozenset()
         self.kept_for: Shape | None = None
         self.kept_s = 0.0  # for so long what is in the way should last
-        self._kept_on: tuple[int, ...] = ()
+        self.kept_on: tuple[int, ...] = ()
         self._width = 1 << (len(self.nodes) - 1).bit_length()
         self._most = [0] * (2 * self._width)
         for number in range(len(self.nodes)):
@@ -49,7 +49,7 @@ class Book:
         twin.nodes, twin.free, twin.cores = self.nodes, self.free, self.cores
         twin.rooms = [room.copy() for room in self.rooms]
         twin.gone = self.gone
-        twin.kept_for, twin.kept_s, twin._kept_on = self.kept_for, self.kept_s, self._kept_on
+        twin.kept_for, twin.kept_s, twin.kept_on = self.kept_for, self.kept_s, self.kept_on
         twin._width, twin._most = self._width, self._most.copy()
         twin.fits_ever, twin._least = self.fits_ever, self._least
         return twin
@@ -112,7 +112,7 @@ class Book:
         """A node is gone: its room is nobody's any more, what it gave away included."""
         if number in self.gone:
             return
-        kept = self.kept_for if number in self._kept_on else None
+        kept = self.kept_for if number in self.kept_on else None
         if kept:
             self.keep(None)
         self.gone |= {number}
@@ -145,18 +145,18 @@ class Book:
         """
         if shape == self.kept_for:
             return
-        for number in self._kept_on:
+        for number in self.kept_on:
             self.rooms[number].kept = None
             self._renew(number)
-        self.kept_for, self.kept_s, self._kept_on = None, 0.0, ()
+        self.kept_for, self.kept_s, self.kept_on = None, 0.0, ()
         if shape is None or not self.fits_ever(shape):
             return
         left = (room for room in self.rooms if room.number not in self.gone)
         able = [room.number for room in left if Room(room.node).count(shape)]
         able.sort(key=lambda number: self._lacks(number, shape))
         self.kept_for = shape
-        self._kept_on = tuple(sorted(able[: shape.nodes]))
-        for number in self._kept_on:
+        self.kept_on = tuple(sorted(able[: shape.nodes]))
+        for number in self.kept_on:
             self.rooms[number].kept = shape
             self._renew(number)
 
@@ -176,7 +176,7 @@ class Book:
         for grant, left_s in taken:
             by_node[grant.node].append((left_s, grant))
         shape, nodes = self.kept_for, self.nodes
-        return max((_fits_in(shape, nodes[one], by_node[one]) for one in self._kept_on), default=0)
+        return max((_fits_in(shape, nodes[one], by_node[one]) for one in self.kept_on), default=0)
 
     def _lacks(self, number: int, shape: Shape) -> tuple[int, int, int]:
         """What a node would still have to get back for a task: cores, GPUs, megabytes."""
@@ -205,7 +205,7 @@ class Book:
             at += 1
         if not ours:
             return at
-        for kept in self._kept_on[bisect_left(self._kept_on, number) :]:
+        for kept in self.kept_on[bisect_left(self.kept_on, number) :]:
             if 0 <= at < kept:
                 break
             if self.rooms[kept].count(shape, ours=True) and (allows is None or allows(kept)):

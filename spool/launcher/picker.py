@@ -25,7 +25,9 @@ AHEAD_S = 0.25
 ADOPTED_MOST = 16  # children of our own tasks, kept by us: others have their own
 PATIENCE_S, PATIENCE_TASKS = 30.0, 100
 COUNTED_LANES = 1000
+RECKON_S = 1.0
 Held = tuple[str, Shape]
+Expected = Callable[[Collection[int], float], Iterable[tuple[Grant, float]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +102,8 @@ class Picker(Rules):
     rate is how many tasks were lately started a second, mpiruns how many more may be started now:
     set them as they change. suits looks at a task before it is claimed; ahead overrules how many
     tasks of a shape that does not fit now may be claimed ahead; may says whether the limits of
-    spool.toml let another one run; expected tells of what has run since before a moment which room
-    it has and how long it should last on.
+    spool.toml let another one run; expected tells which room on some nodes is taken by what runs
+    since before a moment, and how long it should last on.
     """
 
     def __init__(self, claimer: Claimer, book: Book, wishes: Wishes, ends_at: float) -> None:
@@ -113,8 +115,8 @@ class Picker(Rules):
         self.ahead: Callable[[Shape], int] | None = None
         self.few: Callable[[], bool] = lambda: False
         self.may: Callable[[Shape], bool] = lambda shape: True
-        self.expected: Callable[[float], Iterable[tuple[Grant, float]]] = lambda before: ()
-        self.kept_at = 0.0
+        self.expected: Expected = lambda nodes, before: ()
+        self.kept_at = self._reckon_at = self._kept_until = 0.0
         self.refused: dict[Shape, str] = {}
         self.waiting_since: dict[Shape, float] = {}
         self.tired: set[Shape] = set()
@@ -127,7 +129,7 @@ class Picker(Rules):
         Whoever is given one must take its room from the book at once, or hold it.
         """
         if self.book.kept_for is not None:
-            self.book.kept_s = self.book.frees_in(self.expected(self.kept_at))
+            self.book.kept_s = self._kept_s()
         self._plan = self._beyond(held)
         self._ahead = self._ahead_allowed() - len(held)
         self._limit = limit
@@ -140,6 +142,16 @@ class Picker(Rules):
                 self._ahead -= self._comes_ahead
             elif self._plan.take(self._last) is None:
                 self._ahead -= 1
+
+    def _kept_s(self) -> float:
+        """For how long others may use the room that is kept; reckoned now and then, since all that
+        runs is looked at."""
+        now = clock.now()
+        if now >= self._reckon_at:
+            self._reckon_at = now + RECKON_S
+            taken = self.expected(self.book.kept_on, self.kept_at)
+            self._kept_until = now + self.book.frees_in(taken)
+        return max(0.0, self._kept_until - now)
 
     def _beyond(self, held: Collection[Held]) -> Book:
         """The book as it will be once what is held has started."""
@@ -174,7 +186,7 @@ class Picker(Rules):
         if self._is_tired(shape):
             if self.book.kept_for not in self.tired:
                 self.book.keep(shape)
-                self.kept_at = clock.now()
+                self.kept_at, self._reckon_at = clock.now(), 0.0
             self._plan.keep(self.book.kept_for)
             self._ahead = 0
         return 0

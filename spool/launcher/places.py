@@ -9,7 +9,7 @@ Fails  LeaseLost; FileSystemFault, OSError: the machine or the disk refuses for 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from spool.errors import FileSystemFault
@@ -174,8 +174,9 @@ class Places:
             takeover.tell(self.owner, lines)
         advance.after(self.owner, settled)
 
-    def expected(self, before: float) -> Iterator[tuple[Grant, float]]:
-        """The room of what has run since before a moment, and how long it should last on.
+    def expected(self, nodes: Collection[int], before: float) -> Iterator[tuple[Grant, float]]:
+        """The room that what has run since before a moment has on these nodes, and how long it
+        should last on.
 
         As long as its lane says; what says nothing, or too little, as long again as it has lasted.
         """
@@ -184,10 +185,10 @@ class Places:
         if self.ranks:
             runs += [(one.shape, one.grants, one.since) for one in self.ranks.placed.values()]
         for wanted, grants, since in runs:
-            if since < before:
+            if since < before and (here := [grant for grant in grants if grant.node in nodes]):
                 lasted, lasts = now - since, 0 if wanted.elements else wanted.time_s
                 left_s = lasts - lasted if lasts > lasted else lasted
-                yield from ((grant, left_s) for grant in grants)
+                yield from ((grant, left_s) for grant in here)
 
     def settled(self, task_id: str) -> bool:
         """Whether nothing of a task that has ended can be left on any node."""

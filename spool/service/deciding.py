@@ -18,7 +18,7 @@ import msgspec
 
 from spool import units
 from spool.queue import allocations
-from spool.queue.allocations import ENDED, NEVER, Allocation, Closed
+from spool.queue.allocations import ENDED, NEVER, QUEUED, Allocation, Closed
 from spool.queue.layout import Tree
 from spool.service import backlog, memory, policy, situation, sizing, troubles, usage
 from spool.service.policy import ServiceSettings
@@ -90,6 +90,7 @@ class Decider:
         self.mark = policy.mark(tree.root, wanted.template)
         if self.mark != self.memory.settings:
             self.memory.settings, self.memory.marks, self.memory.unfit = self.mark, {}, ()
+            self.memory.doubted = {}
         self.policy = wanted.policy
         self.complete = False
         self.report = Report(system=system.name)
@@ -115,10 +116,10 @@ class Decider:
         report.ready, report.staged, report.live = waits.tasks, waits.staged, _by_state(ours)
         rests = troubles.standing(self.memory.marks, now)
         spent_node_s = self.tracker.spent_node_s
+        doubted = self._doubted(now)
         found = situation.gather(
-            self.tree, self.system, self.policy, waits, ours, rests, spent_node_s,
-            doubted=self._doubted(now),
-        )  # fmt: skip
+            self.tree, self.system, self.policy, waits, ours, rests, spent_node_s, doubted
+        )
         decision = sizing.decide(found, self.policy)
         self._do(decision, ours, report, now)
         return self._told(report)
@@ -201,8 +202,6 @@ class Decider:
             if one.standing.unneeded != (one.asked.name in decision.unneeded):
                 one.standing.unneeded = not one.standing.unneeded
                 self._write(one)
-        gone = {one.name for one in decision.withdrawals}
-        self._doubt((one for one in ours if one.asked.name in gone), now)
         if not self._withdraw(ours, self._ends(decision, ours), report, now):
             return
         refused: set[str] = set()
@@ -227,6 +226,7 @@ class Decider:
         return ends
 
     def _doubt(self, withdrawn: Iterable[Allocation], now: float) -> None:
+        """Believe no more for a while that nodes are idle where these waited in vain."""
         until = now + DOUBT * self.policy.settle_s
         self.memory.doubted |= {one.asked.queue: until for one in withdrawn}
 
@@ -246,9 +246,9 @@ class Decider:
     ) -> bool:
         """Cancel these; False if the batch system gives no answer, then the next decision does."""
         gone = [one for one in ours if one.asked.name in whys]
-        for one in gone:
-            if not one.standing.withdrawn:
-                report.withdrawn.append({"name": one.asked.name, "why": whys[one.asked.name]})
+        new = [one for one in gone if not one.standing.withdrawn]
+        report.withdrawn += ({"name": o.asked.name, "why": whys[o.asked.name]} for o in new)
+        self._doubt((one for one in new if one.standing.state == QUEUED), now)
         if self.dry or not gone:
             return True
         try:
