@@ -219,6 +219,17 @@ def test_what_has_a_higher_priority_starts_before_what_was_claimed_ahead(tree, s
     assert len(before) < 300 and len(after) > 0
 
 
+def test_what_was_claimed_ahead_goes_back_once_tasks_last(tree, spool, begin):
+    """Behind a long task it would wait, though another launcher had room."""
+    list(spool.submit_many({"command": ["true"], "priority": 5} for _ in range(500)))
+    long = list(spool.submit_many({"command": ["sleep", "1000"]} for _ in range(30)))
+    begin("--cores", "1")
+    eventually(lambda: any(runs(tree, one.id) for one in long), "a long one runs")
+    eventually(lambda: count(tree, State.READY) == 29, "the others are free for all")
+    begin("--cores", "1", "--no-pin")
+    eventually(lambda: sum(runs(tree, one.id) for one in long) == 2, "another takes of them")
+
+
 def test_memory_and_gpus_are_given_once_and_what_never_fits_is_left_with_the_reason(tree, spool):
     sleep = TIMED.format(0.1)
     common = {"workflow": "w", "requires": ["ib"]}

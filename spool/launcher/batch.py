@@ -142,26 +142,27 @@ class Batch:
             fault: Exception | None = None
             begun = time.monotonic()
             try:
-                if ended:
-                    self._sync_results([task_id for task_id, _ in ended])
-                claim.sync_places(self.owner.tree, places)
+                if not (ended and self._sync_results([task_id for task_id, _ in ended])):
+                    claim.sync_places(self.owner.tree, places)
             except Exception as found:  # raised by the loop's thread, which must not wait in vain
                 fault = found
             self._lasted_s = time.monotonic() - begun
             self._answers.put(fault)
             signal.pthread_kill(self._main, WAKE)
 
-    def _sync_results(self, ids: list[str]) -> None:
+    def _sync_results(self, ids: list[str]) -> bool:
+        """Make results durable; whether all that was moved before is so, too."""
         if self.mode == "none":
-            return
+            return False
         if self.mode == "files":
             for task_id in ids:
                 files.sync_below(self.owner.claim_path(task_id))
-            return
+            return False
         begun = clock.now()
         files.sync_all(self.owner.claims)
         if self.mode == "auto" and clock.now() - begun > SLOW_S:
             self.mode = "files"  # others write much here: flush our own files only
+        return True
 
     def drain(self) -> None:
         """Bring everything home, waiting as long as it takes; then the thread ends."""

@@ -19,7 +19,7 @@ from spool.queue.owner import Owner
 from spool.queue.place import Place
 
 AT_ONCE = 1_000
-LEFT_MOST = 64
+LEFT_MOST, LEFT_S = 1_000, 0.5  # folders left empty; waking the thread costs more than removing one
 ASK_EVERY_S = 0.25  # who is waited for, where nobody was when last listed
 FRESH_S = 0.1
 LINGER_S, POLL_S = 2.0, 0.02  # of a hand that is idle while tasks wait for others
@@ -41,6 +41,7 @@ class Heirs:
         self._parents: list[str] = []
         self._unasked: list[str] = []
         self._left: list[str] = []
+        self._sweep_at = math.inf
         self._orders: SimpleQueue[list[str]] = SimpleQueue()
         self._thread = threading.Thread(target=self._sweep, daemon=True)
         self._thread.start()
@@ -64,17 +65,18 @@ class Heirs:
         Whom others are known to wait for is asked at once. For all others together one listing
         tells it, four times a second, or `now`.
         """
-        self._unasked += ids
+        self._unasked += self._ask_known(ids)
         ids.clear()
-        if not self._unasked:
-            return
-        if now or clock.now() >= self.due_at:
+        if self._unasked and (now or clock.now() >= self.due_at):
             self._list()
-            self._ask(self.waited_for.intersection(self._unasked))
+            self._ask_known(self._unasked)
             self._unasked.clear()
-        elif known := self.waited_for.intersection(self._unasked):
-            self._ask(known)
-            self._unasked = [one for one in self._unasked if one not in known]
+
+    def _ask_known(self, ids: list[str]) -> list[str]:
+        """Ask those that others were waiting for when last listed; the rest is returned."""
+        known = self.waited_for.intersection(ids)
+        self._ask(known)
+        return [one for one in ids if one not in known] if known else ids
 
     def _ask(self, parents: Collection[str]) -> None:
         if parents:
@@ -91,6 +93,8 @@ class Heirs:
                 files.remove_folder(folder)
 
     def _drop(self, folder: str) -> None:
+        if not self._left:
+            self._sweep_at = clock.now() + LEFT_S
         self._left.append(folder)
 
     def _hand_over(self) -> None:
@@ -137,6 +141,8 @@ class Heirs:
 
         What a fault of the file system cuts short is begun anew with the next step.
         """
+        if self._left and (clock.now() >= self._sweep_at or len(self._left) >= LEFT_MOST):
+            self._hand_over()
         if not self._parents:
             return 0
         try:
@@ -146,8 +152,6 @@ class Heirs:
             raise
         if len(moved) < count:
             self._parents.clear()
-        if not self._parents or len(self._left) >= LEFT_MOST:
-            self._hand_over()
         for place in moved:
             if self.opened is not None and place.state is State.READY:
                 self.opened(place.group)

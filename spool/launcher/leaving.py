@@ -28,7 +28,7 @@ def may_leave(launcher: Launcher) -> bool:
         return False
     if launcher.wishes.hand_of:
         idle_s = clock.now() - launcher.busy_at
-        return not (launcher.heirs.tarry(idle_s) or launcher.new_lanes())
+        return not launcher.heirs.tarry(idle_s) and _is_left_empty(launcher)
     if launcher.chores.busy or not launcher.lookout.settled or launcher.wishes.idle_s is None:
         return False
     leave_at = launcher.busy_at + launcher.wishes.idle_s
@@ -37,4 +37,12 @@ def may_leave(launcher: Launcher) -> bool:
         return False
     if launcher.lookout.door.under_way:
         leave_at = max(leave_at, launcher.busy_at + launcher.settings.door_quiet_s + DOOR_S)
-    return not (clock.now() < leave_at or advance.catch_up(launcher.owner) or launcher.new_lanes())
+    if clock.now() < leave_at or advance.catch_up(launcher.owner):
+        return False
+    return _is_left_empty(launcher)
+
+
+def _is_left_empty(launcher: Launcher) -> bool:
+    """Whether READY got no lane since our last look; those we emptied ourselves are removed."""
+    launcher.picker.claimer.tidy()
+    return not launcher.new_lanes()

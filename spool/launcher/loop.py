@@ -407,6 +407,7 @@ class Launcher:
                 self.chores.poke()
             self.picker.claimer.refresh()
             self.nothing_to_claim = False
+            self.places.let_go(self.claimed, now - TICK_S)
             self._tell_why(now)
             self.staging.mind()
             if self.settings.launcher_too_large == "reject":

@@ -27,6 +27,7 @@ from spool.queue.place import Place
 from spool.queue.shape import Shape
 
 if TYPE_CHECKING:
+    from spool.launcher.picker import Held
     from spool.launcher.ranks import Ranks
 
 REFUSED_S = 3.0  # after the batch system let no rank begin: one just restarted is soon itself
@@ -227,6 +228,15 @@ class Places:
             here = f"{len(self.book.nodes)} nodes of up to {len(has.cpus)} cores"
             why = f"asks for {needed}, which fits nowhere on {here}; see too_large in spool.toml"
             claim.reject(self.owner, task_id, why)
+
+    def let_go(self, claimed: deque[Held], since: float) -> None:
+        """Return what was claimed ahead while tasks went fast, if none has started since a moment:
+        others may have room for it."""
+        if self.start_at > since:
+            return
+        for held in [one for one in claimed if not self.book.count(one[1], 1)]:
+            self.give_back(*held)
+            claimed.remove(held)
 
     def give_back(self, task_id: str, wanted: Shape) -> None:
         """Return a claimed task that never started to its lane: no line is written."""

@@ -173,8 +173,7 @@ def _children_of(
     take: Take | None = None,
 ) -> Iterator[tuple[str, Place]]:
     folder = tree.group(State.WAITING, parent)
-    found = files.names(folder)
-    for name in found:
+    for name in files.names(folder):
         place = take(f"{folder}/{name}", name, kin) if take else None
         if place is None:
             place = _move_on(tree, parent, name, tell, kin)
@@ -182,8 +181,7 @@ def _children_of(
             place = _move_on(tree, place.group, name, tell) or place  # it may have ended meanwhile
         if place is not None:
             yield name, place
-    if found:
-        drop(folder)
+    drop(folder)
 
 
 def _move_on(
@@ -241,10 +239,16 @@ def _teller(me: Owner, kin: Lookup) -> Tell:
 # -- empty groups --------------------------------------------------------------------------------
 
 
-def empty_groups(tree: Tree) -> Iterator[str]:
-    """Groups of READY, WAITING and FAILED that hold nothing; an owner's own folder is no such."""
+def empty_groups(tree: Tree, *, all_parents: bool = True) -> Iterator[str]:
+    """Groups of READY, WAITING and FAILED that hold nothing; an owner's own folder is no such.
+
+    Without all_parents, those of parents are left to whoever sees the parent end: there may be a
+    hundred thousand.
+    """
     for state in (State.READY, State.WAITING, State.FAILED):
         for group in tasks.groups(tree, state):
+            if layout.is_parent_group(state, group) and not all_parents:
+                continue
             path = tree.group(state, group)
             if files.is_folder(path) and _is_empty(path):
                 yield path

@@ -198,6 +198,8 @@ def until_moment(group: str) -> float | None:
     """The moment an until@MINUTE group names, epoch seconds; None for other groups."""
     from calendar import timegm
 
+    if not group.startswith("until@"):
+        return None  # asked of thousands at once
     found = re.fullmatch(_UNTIL, group)
     try:
         return timegm(time.strptime(f"20{found[1]}", "%Y%m%d%H%M")) if found else None

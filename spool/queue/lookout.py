@@ -58,7 +58,7 @@ class Lookout:
         if now - self._swept_at >= SWEEP_EVERY_S:
             self._swept_at = now
             self.sweep.step()
-            for path in advance.empty_groups(tree):
+            for path in advance.empty_groups(tree, all_parents=False):
                 files.remove_folder(path)
         self.looked = True
 

@@ -22,6 +22,8 @@ MINDER = "SPOOL_MINDER"
 
 SIGKILL = 9  # by number: every submission imports this file, and signal(3)'s enums are slow
 KILL_WAIT_S = 10.0
+EXEC_WAIT_S = 1.0  # its file may lie on a slow disk
+LOOKS = 2  # the second, once it was seen to be done
 QUIET_S = 1.0  # after an mpirun was killed, a rank that it had sent off may yet begin
 BEAT, DONE = b".", b"q"
 
@@ -40,13 +42,37 @@ def process_start(pid: int) -> int | None:
 
 
 def environment(pid: int) -> dict[bytes, bytes]:
-    """The environment a process was started with; {} if it is gone or not ours to read."""
+    """The environment a process was started with; {} if it is gone or not ours to read.
+
+    Of one in the midst of execve(2), which shows none for a moment, the one it will have.
+    """
+    wait_until, looks = time.monotonic() + EXEC_WAIT_S, 0
+    while not (raw := _read(pid, "environ")):
+        if _is_in_exec(pid) and time.monotonic() < wait_until:
+            time.sleep(0.001)
+            continue
+        looks += 1
+        if looks == LOOKS:
+            return {}
+    pairs = (entry.partition(b"=") for entry in raw.split(b"\0"))
+    return {name: value for name, _, value in pairs}
+
+
+def _is_in_exec(pid: int) -> bool:
+    """Whether a process has a program but no arguments yet. Kernel threads and zombies have none."""
     try:
-        with open(f"/proc/{pid}/environ", "rb") as file:
-            pairs = (entry.partition(b"=") for entry in file.read().split(b"\0"))
-            return {name: value for name, _, value in pairs}
+        os.readlink(f"/proc/{pid}/exe")
     except OSError:
-        return {}
+        return False
+    return not _read(pid, "cmdline")
+
+
+def _read(pid: int, name: str) -> bytes:
+    try:
+        with open(f"/proc/{pid}/{name}", "rb") as file:
+            return file.read()
+    except OSError:
+        return b""
 
 
 def session(pid: int) -> int:
