@@ -59,7 +59,7 @@ def environment(pid: int) -> dict[bytes, bytes]:
 
 
 def _is_in_exec(pid: int) -> bool:
-    """Whether a process has a program but no arguments yet. Kernel threads and zombies have none."""
+    """Whether a process has a program but no arguments yet. Kernel threads, zombies have none."""
     try:
         os.readlink(f"/proc/{pid}/exe")
     except OSError:
