@@ -163,10 +163,16 @@ CASES = [
     Case("wide and long", {"n200.c64.t5h": 1}, ["default 256 x 5h5m"], THETA),
     Case(
         "a remainder that must wait keeps nothing else back",
-        {"c1.g1": 3, "c1": 72},
+        {"c1.g1": 3, "c1": 65},
         ["main 4 x 15m"] * 4,
         policy(FOURS, min_utilisation=0.9),
         says=("too little for 4 nodes",),
+    ),
+    Case(
+        "but need not wait where all else that is asked for makes up for it",
+        {"c1.g1": 3, "c1": 72},
+        ["main 4 x 15m"] * 5,
+        policy(FOURS, min_utilisation=0.9),
     ),
     Case(
         "what is wide and fills its nodes is asked for beside what does not",
@@ -414,6 +420,12 @@ CASES = [
         says=("they are idle now",),
     ),
     # -- features, unknown nodes -----------------------------------------------------------------
+    Case(
+        "what is to show what a node has is needed, however little is known to use it",
+        {"c1.t1h": 1},
+        live=(live(nodes=9, walltime=2 * H),),
+        policy=UNSEEN,
+    ),
     Case("only where the feature is", {"c1.t1h.f-a100": 8}, ["gpus 1 x 1h5m"], BOTH),
     Case("a feature nowhere", {"c1.f-h100": 8}, policy=BOTH, unfit={"c1.f-h100": "needs h100"}),
     Case(

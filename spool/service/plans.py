@@ -24,7 +24,7 @@ SANE_S = 600.0
 PIECES = 8
 """What nothing idle would start is asked for in up to so many pieces: small ones start sooner."""
 
-PROBE, WASTEFUL, PARTIAL, LONGER, QUEUED, NOW = range(6)
+PROBE, WASTEFUL, SPARE, PARTIAL, LONGER, QUEUED, NOW = range(7)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,8 @@ class Plan:
     """Nodes of a queue (its number) for so many usable seconds, within a band.
 
     kind says what speaks for it (LONGER: than the lead needs, for company; PARTIAL: what would be
-    left over would waste too much); together are the nodes of as many alike as there is work for;
+    left over would waste too much; SPARE: it would, too, but all that is asked for now makes up for
+    it); together are the nodes of as many alike as there is work for;
     narrowest: the work needs all these nodes in any case; least: the nodes that a remainder of it
     would be asked for with, 0: it would have to wait for company.
     """
@@ -262,8 +263,12 @@ class Planner:
 
         What they leave over costs an allocation of its own, where it would be asked for.
         """
-        each = self._value(skyline.node_s, skyline.nodes * skyline.end_s * plan.dearness)
+        each = self.gain(plan, skyline)
         alike, crumb = divmod(plan.load.node_s, skyline.node_s)
         alike = max(1.0, min(alike, self.caps.slots(self.policy.queues[plan.queue])))
         taken = max(crumb, plan.least * plan.load.time_s) if crumb > 1 else crumb
         return each * alike + (self._value(crumb, taken) if plan.least else 0.0)
+
+    def gain(self, plan: Plan, skyline: Skyline) -> float:
+        """What one allocation's value turns out to be once it is filled."""
+        return self._value(skyline.node_s, skyline.nodes * skyline.end_s * plan.dearness)

@@ -12,7 +12,7 @@ for, piece by piece, each piece for the first task that is still without one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import msgspec
@@ -39,6 +39,9 @@ START_S = 10.0
 """Of the time left of what runs: a task that takes just that would be too late."""
 POOR = 0.25
 """Of the minimum of utilisation: what is queued and would be used less is needed no more."""
+
+SPARED = 0.5
+"""Of the same: what is left over and would use less waits, whatever else is asked for."""
 
 TRIALS, MOST_TRIALS = 6, 24
 """Plans that are tried out for one piece of work, the most promising; more, until one is good."""
@@ -138,6 +141,7 @@ class _Sizing:
         self.leads = self._leads()
         self.bins: list[_Bin] = []
         self.share = 0.0  # how busy the best plan for the last lead would keep its nodes
+        self.gain = 0.0  # the value of what is asked for: what may be wasted on what is left over
         self.planner = Planner(policy, self.caps, self.works, self.windows)
         self.planner.closed |= self._troubled()
         if other:
@@ -237,6 +241,8 @@ class _Sizing:
         skyline = bin.skyline
         if skyline.node_s <= 0:
             return True
+        if not self.queues[skyline.queue].node.cores:
+            return False  # it is to show what a node has
         if skyline.oldest_s >= self.policy.patience_s or skyline.nodes <= max(1, skyline.widest):
             return False
         return skyline.share < self.policy.min_utilisation * POOR
@@ -283,9 +289,31 @@ class _Sizing:
                 break
             if (tried := self._tried(plan, lead)) and self._allowed(tried, lead, at_once):
                 good.append(tried)
+        if not good and not at_once:
+            good = self._spare(every, lead)
         if good:
             self._take(max(good, key=_merit), lead)
         return bool(good)
+
+    def _spare(self, every: Iterable[Plan], lead: Work) -> list[Plan]:
+        """Plans that waste too much alone, but not together with all else that is asked for."""
+        if self.gain <= 0 or self._held(lead):
+            return []
+        wasteful = [plan for plan in every if plan.kind == plans.WASTEFUL]
+        wasteful.sort(key=_merit, reverse=True)
+        found = (self._spared(plan, lead) for plan in wasteful[:TRIALS])
+        return [plan for plan in found if plan is not None]
+
+    def _spared(self, plan: Plan, lead: Work) -> Plan | None:
+        before, skyline = lead.left, Skyline(plan.queue, plan.nodes, plan.usable_s)
+        placed = skyline.fill(self.open)
+        served = lead.left < before
+        _undo(placed)
+        gain = self.planner.gain(plan, skyline)
+        poor = skyline.share < self.policy.min_utilisation * SPARED
+        if not served or gain < -self.gain or poor:
+            return None
+        return replace(plan, kind=plans.SPARE, value=gain)
 
     def _tried(self, plan: Plan, lead: Work) -> Plan | None:
         """The plan with what it is worth if it is filled; None if that would be in vain."""
@@ -326,6 +354,8 @@ class _Sizing:
             skyline = Skyline(plan.queue, plan.nodes, walltime_s - self.policy.padding_s)
             placed = skyline.fill(works)
         self._settle(plan, queue, walltime_s)
+        if plan.kind not in (plans.PROBE, plans.WASTEFUL):
+            self.gain += self.planner.gain(plan, skyline)
         why = reasons.asked(placed, skyline, plan)
         request = Request(queue.name, plan.nodes, walltime_s, why)
         self.outcome.asked.append(Asked(request, placed, skyline))

@@ -53,7 +53,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     budget_node_s: float | None = None  # the hard cap over all allocations ever; None: none
     padding_s: float = 300.0  # of a walltime, for start and drain
     default_task_s: float = 600.0  # the estimate for a task that gives none
-    min_utilisation: float = 0.7  # a node is asked for only if it would be busy at least so much
+    min_utilisation: float = 0.7  # what is asked for is to be busy at least so much
     queue_wait_s: float = 86400.0  # our own allocation that waited longer is withdrawn
     settle_s: float = 60.0  # unneeded for so long before a queued allocation is withdrawn
     within_s: float = 7200.0  # so soon after a start all work is to have begun that nodes allow
