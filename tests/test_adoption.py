@@ -12,6 +12,7 @@ import pytest
 from conftest import make_tree, where
 from crashing import Tell, killed_at_each_call, many, one, run_launcher, words_of
 
+from spool.launcher import loop
 from spool.queue import files, history, layout, tasks
 from spool.queue.layout import Tree
 
@@ -107,6 +108,29 @@ def test_a_fan_out_is_not_all_kept_by_one(tree: Tree) -> None:
     seen = moves(tree)
     assert all(where(tree, child).startswith("FINISHED/") for child in children)
     assert seen["WAITING-READY"] >= 4
+
+
+def test_a_lane_that_it_filled_and_emptied_itself_keeps_no_launcher(tree: Tree) -> None:
+    """It looked new to it each time it wanted to leave, until a tick or two had come."""
+
+    def work(tell: Tell) -> None:
+        ticks, tick = [0], loop.Launcher._tick
+
+        def counted(launcher: loop.Launcher) -> None:
+            ticks[0] += 1
+            tick(launcher)
+
+        loop.Launcher._tick, loop.TICK_S = (
+            counted,
+            20.0,
+        )  # a child of its own: nobody else sees this
+        ran = run_launcher(tree)
+        tell((ran["FINISHED"], ticks[0]))
+
+    parent = one(tree)
+    for _ in range(5):
+        one(tree, after=[parent])
+    assert crashing.in_child(work) == [[6, 1]]
 
 
 def test_a_launcher_killed_anywhere_while_it_adopts_loses_and_repeats_nothing(

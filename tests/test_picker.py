@@ -106,7 +106,7 @@ def test_what_ends_before_the_kept_room_is_complete_may_have_it(
     backlog.ready("c1.t15s", 3)
     assert backlog.claims() == ["c1-t15s"]
     assert backlog.claims() == []
-    assert asked == [((0,), backlog.picker.kept_at)]  # once a second, not at each claim
+    assert asked == [({0}, backlog.picker.kept_at)]  # once a second, not at each claim
 
 
 def test_a_tired_wide_task_is_served_before_its_equals(backlog: Backlog) -> None:

@@ -405,9 +405,9 @@ class Launcher:
         if not self.draining and now >= self.paused_until:
             if not self.wishes.hand_of:  # whose hand we are looks around for us
                 self.chores.poke()
+            self.places.let_go(self.claimed, now - TICK_S)
             self.picker.claimer.refresh()
             self.nothing_to_claim = False
-            self.places.let_go(self.claimed, now - TICK_S)
             self._tell_why(now)
             self.staging.mind()
             if self.settings.launcher_too_large == "reject":

@@ -7,7 +7,7 @@ Never  touches the disk, but through the claimer it is given.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,7 @@ PATIENCE_S, PATIENCE_TASKS = 30.0, 100
 COUNTED_LANES = 1000
 RECKON_S = 1.0
 Held = tuple[str, Shape]
-Expected = Callable[[Collection[int], float], Iterable[tuple[Grant, float]]]
+Expected = Callable[[Set[int], float], Iterable[tuple[Grant, float]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +149,7 @@ class Picker(Rules):
         now = clock.now()
         if now >= self._reckon_at:
             self._reckon_at = now + RECKON_S
-            taken = self.expected(self.book.kept_on, self.kept_at)
+            taken = self.expected(frozenset(self.book.kept_on), self.kept_at)
             self._kept_until = now + self.book.frees_in(taken)
         return max(0.0, self._kept_until - now)
 

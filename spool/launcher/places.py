@@ -9,7 +9,7 @@ Fails  LeaseLost; FileSystemFault, OSError: the machine or the disk refuses for 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from typing import TYPE_CHECKING
 
 from spool.errors import FileSystemFault
@@ -175,7 +175,7 @@ class Places:
             takeover.tell(self.owner, lines)
         advance.after(self.owner, settled)
 
-    def expected(self, nodes: Collection[int], before: float) -> Iterator[tuple[Grant, float]]:
+    def expected(self, nodes: Set[int], before: float) -> Iterator[tuple[Grant, float]]:
         """The room that what has run since before a moment has on these nodes, and how long it
         should last on.
 

@@ -296,13 +296,20 @@ class _Sizing:
         return bool(good)
 
     def _spare(self, every: Iterable[Plan], lead: Work) -> list[Plan]:
-        """Plans that waste too much alone, but not together with all else that is asked for."""
-        if self.gain <= 0 or self._held(lead):
-            return []
+        """Plans that waste too much alone, but not together with all else that is asked for.
+
+        Only such are tried as promise it: thousands of shapes may be left over.
+        """
         wasteful = [plan for plan in every if plan.kind == plans.WASTEFUL]
+        wasteful = [plan for plan in wasteful if self._may_spare(plan, plan.value)]
+        if not wasteful or self._held(lead):
+            return []
         wasteful.sort(key=_merit, reverse=True)
         found = (self._spared(plan, lead) for plan in wasteful[:TRIALS])
         return [plan for plan in found if plan is not None]
+
+    def _may_spare(self, plan: Plan | Skyline, gain: float) -> bool:
+        return gain >= -self.gain and plan.share >= self.policy.min_utilisation * SPARED
 
     def _spared(self, plan: Plan, lead: Work) -> Plan | None:
         before, skyline = lead.left, Skyline(plan.queue, plan.nodes, plan.usable_s)
@@ -310,8 +317,7 @@ class _Sizing:
         served = lead.left < before
         _undo(placed)
         gain = self.planner.gain(plan, skyline)
-        poor = skyline.share < self.policy.min_utilisation * SPARED
-        if not served or gain < -self.gain or poor:
+        if not served or not self._may_spare(skyline, gain):
             return None
         return replace(plan, kind=plans.SPARE, value=gain)
 
