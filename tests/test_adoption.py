@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from conftest import make_tree, where
 from crashing import Tell, killed_at_each_call, many, one, run_launcher, words_of
 
-from spool.launcher import loop
+from spool.launcher import broom, heirs, loop
 from spool.queue import files, history, layout, tasks
 from spool.queue.layout import Tree
 
@@ -120,10 +121,8 @@ def test_a_lane_that_it_filled_and_emptied_itself_keeps_no_launcher(tree: Tree) 
             ticks[0] += 1
             tick(launcher)
 
-        loop.Launcher._tick, loop.TICK_S = (
-            counted,
-            20.0,
-        )  # a child of its own: nobody else sees this
+        # In a child of its own, so that nobody else sees this.
+        loop.Launcher._tick, loop.TICK_S = counted, 20.0
         ran = run_launcher(tree)
         tell((ran["FINISHED"], ticks[0]))
 
@@ -131,6 +130,19 @@ def test_a_lane_that_it_filled_and_emptied_itself_keeps_no_launcher(tree: Tree) 
     for _ in range(5):
         one(tree, after=[parent])
     assert crashing.in_child(work) == [[6, 1]]
+
+
+def test_a_folder_it_left_itself_keeps_no_hand(tree: Tree) -> None:
+    """It looked as if something waited there, until somebody came to remove it."""
+
+    def work(tell: Tell) -> None:
+        broom.WAIT_S = heirs.LINGER_S = 20.0  # in a child of its own
+        begun = time.monotonic()
+        ran = run_launcher(tree, hand_of=os.getppid())
+        tell((ran["FINISHED"], time.monotonic() - begun < 15))
+
+    one(tree, after=[one(tree)])
+    assert crashing.in_child(work) == [[2, True]]
 
 
 def test_a_launcher_killed_anywhere_while_it_adopts_loses_and_repeats_nothing(

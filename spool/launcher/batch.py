@@ -22,7 +22,7 @@ from spool.queue.owner import Owner
 from spool.queue.place import Place
 
 EVERY_S = 1.0
-SOON_S, SOON_SHARE = 0.02, 4.0
+SOON_S, SOON_SHARE = 0.05, 4.0
 """Where others wait for what ended, but there is work meanwhile, a few go together: so long, and at
 least so many times what a sync took. A journal that is always written stalls all moves."""
 SLOW_S = 10.0

@@ -7,19 +7,17 @@ Never  opens or lists anything for each task where nobody waits for one.
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Callable, Collection, Iterable, Iterator
 from itertools import islice
-from queue import SimpleQueue
 
 from spool.launcher import clock
+from spool.launcher.broom import Broom
 from spool.queue import advance, files
 from spool.queue.layout import State
 from spool.queue.owner import Owner
 from spool.queue.place import Place
 
 AT_ONCE = 1_000
-LEFT_MOST, LEFT_S = 1_000, 0.5  # folders left empty; waking the thread costs more than removing one
 ASK_EVERY_S = 0.25  # who is waited for, where nobody was when last listed
 FRESH_S = 0.1
 LINGER_S, POLL_S = 2.0, 0.02  # of a hand that is idle while tasks wait for others
@@ -28,7 +26,8 @@ LINGER_S, POLL_S = 2.0, 0.02  # of a hand that is idle while tasks wait for othe
 class Heirs:
     """Moves on what waited for our tasks; `ended` many, `step` often.
 
-    `opened` is told the lanes that children went to; `take` may claim them where they wait.
+    `opened` is told the lanes that children went to; `take` may claim them where they wait; a
+    `broom` removes the folders they have left.
     """
 
     def __init__(
@@ -36,15 +35,11 @@ class Heirs:
         owner: Owner,
         opened: Callable[[str], None] | None = None,
         take: advance.Take | None = None,
+        broom: Broom | None = None,
     ) -> None:
-        self.owner, self.opened, self.take = owner, opened, take
+        self.owner, self.opened, self.take, self.broom = owner, opened, take, broom
         self._parents: list[str] = []
         self._unasked: list[str] = []
-        self._left: list[str] = []
-        self._sweep_at = math.inf
-        self._orders: SimpleQueue[list[str]] = SimpleQueue()
-        self._thread = threading.Thread(target=self._sweep, daemon=True)
-        self._thread.start()
         self._moving: Iterator[Place] = iter(())
         self.waited_for: set[str] = set()  # by the last listing
         self._listed_at = -math.inf
@@ -84,24 +79,8 @@ class Heirs:
             self._moving = self._then(self._moving, self._children(parents))
 
     def _children(self, ids: Collection[str]) -> Iterator[Place]:
-        return advance.children(self.owner, ids, drop=self._drop, take=self.take)
-
-    def _sweep(self) -> None:
-        """The thread: remove folders that children have left, which may take long."""
-        while folders := self._orders.get():
-            for folder in folders:
-                files.remove_folder(folder)
-
-    def _drop(self, folder: str) -> None:
-        if not self._left:
-            self._sweep_at = clock.now() + LEFT_S
-        self._left.append(folder)
-
-    def _hand_over(self) -> None:
-        """Give the thread what was left behind: many at once, since it wakes for each."""
-        if self._left:
-            self._orders.put(self._left)
-            self._left = []
+        drop = self.broom.drop if self.broom else files.remove_folder
+        return advance.children(self.owner, ids, drop=drop, take=self.take)
 
     def _then(self, first: Iterator[Place], second: Iterator[Place]) -> Iterator[Place]:
         yield from first
@@ -132,17 +111,16 @@ class Heirs:
         self.ended(ids, now=True)
         while self.step(AT_ONCE):
             pass
-        self._hand_over()
-        self._orders.put([])
-        self._thread.join()
+        if self.broom:
+            self.broom.close()
 
     def step(self, count: int) -> int:
         """Move on up to `count` children; how many were moved.
 
         What a fault of the file system cuts short is begun anew with the next step.
         """
-        if self._left and (clock.now() >= self._sweep_at or len(self._left) >= LEFT_MOST):
-            self._hand_over()
+        if self.broom:
+            self.broom.mind(clock.now())
         if not self._parents:
             return 0
         try:

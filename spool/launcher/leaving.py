@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 def may_leave(launcher: Launcher) -> bool:
     """Whether to go, now that nothing runs."""
+    if launcher.batch.empty and launcher.heirs.empty:
+        launcher.broom.sweep()  # a folder that is left looks as if something waited there
     if launcher.hands.lent or launcher.staging.keeps():
         return False
     if launcher.crew.ended:  # unwritten, for the disk is full: a taker knows them as interrupted

@@ -28,6 +28,7 @@ from spool.launcher import allocation, answers, clock, stopping
 from spool.launcher.adoption import Adoption
 from spool.launcher.batch import WAKE, Batch
 from spool.launcher.book import Book
+from spool.launcher.broom import Broom
 from spool.launcher.chore import Chore
 from spool.launcher.crew import Report
 from spool.launcher.field import Field
@@ -127,7 +128,8 @@ class Launcher:
         self.journal = Journal(self.tree, self.owner.name)
         self.batch = Batch(self.owner, self.settings.launcher_sync)
         self.adoption = Adoption(self)
-        self.heirs = Heirs(self.owner, self.picker.claimer.add, self.adoption.take)
+        self.broom = Broom(None if self.field.crew else self.crew.children.ours)
+        self.heirs = Heirs(self.owner, self.picker.claimer.add, self.adoption.take, self.broom)
         self.picker.few = lambda: bool(self.heirs.waited_for)
         self.bell = watch.Bell(self.tree, BELL)
         self.ranks = self.field.ranks
@@ -464,6 +466,7 @@ class Launcher:
     def _other_child(self, pid: int, status: int) -> None:
         """A child that is no task has ended: what a hand did counts as ours."""
         self.staging.ended(pid, status)
+        self.broom.ended(pid)
         if pid in self.hands.lent:
             self.counts.update(self.hands.take_back(pid, status, self.book, self.crew))
             self._was_busy()
