@@ -1,7 +1,8 @@
 """broom - folders that were left empty, removed by a process of their own.
 
 Owns   that child: its start, its end, the folders not yet given to one.
-Never  removes what holds something: rmdir(1) leaves it. Waits for no disk, until it is closed.
+Never  removes what holds something: rmdir(1) leaves it. Waits for no disk until it is closed, but
+       where no process can be started.
 
 A thread would take the interpreter from the loop before and after each removal; where that waits
 for a disk, two in every tenth of a millisecond.
