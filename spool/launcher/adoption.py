@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from spool.launcher.loop import Launcher
 
 
+MOST, FEW = 128, 16
+"""Children kept by us while others on this node have work, and where one of them lacks it."""
+
+
 class Adoption:
     """What one launcher adopts; `taken` are claimed children to be started."""
 
@@ -39,7 +43,9 @@ class Adoption:
         if launcher.gate.looks or clock.now() < launcher.paused_until:
             return False
         held = len(launcher.claimed) + len(self.taken)
-        return launcher.book.free > held or launcher.picker.may_adopt(held)
+        if launcher.book.free > held:
+            return True
+        return launcher.picker.may_adopt(held, FEW if launcher.hands.board.lacking else MOST)
 
     def take(self, path: str, name: str, kin: Lookup) -> Place | None:
         """Claim the child that lies at `path`; where it is now, None if it still lies there."""

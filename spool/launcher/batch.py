@@ -10,12 +10,14 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable
 from queue import SimpleQueue
 
 from spool.errors import SpoolError
 from spool.launcher import clock
+from spool.launcher.board import Board
 from spool.queue import claim, faults, files, layout
 from spool.queue.layout import FINAL
 from spool.queue.owner import Owner
@@ -37,18 +39,26 @@ class Batch:
     a time, so that slots are never left waiting for a disk. The folders moved into are synced
     with the next batch; where none is gathered, a second after the last, or once all is `over`.
 
+    What another on this node has synced, as the `board` says, is durable as well.
+
     finals are the ids of those whose children are to be looked for: for the caller to take.
     deliver takes a durable task where it is not we who move it: a rank tells its leader.
     """
 
     def __init__(
-        self, owner: Owner, mode: str, deliver: Callable[[str, Place], None] | None = None
+        self,
+        owner: Owner,
+        mode: str,
+        deliver: Callable[[str, Place], None] | None = None,
+        board: Board | None = None,
     ) -> None:
         self.owner = owner
         self.mode = mode
         self.deliver = deliver
+        self.board = board or Board()
         self.gathered: list[Ended] = []
-        self.since = self.ordered = 0.0
+        self._when: list[float] = []  # each of these was added
+        self.ordered = 0.0
         self.moving: deque[Ended] = deque()
         self.places: set[Place] = set()
         self.stuck: list[tuple[str, str]] = []
@@ -64,9 +74,8 @@ class Batch:
 
     def add(self, task_id: str, place: Place) -> None:
         """A task whose exit line is written and whose place is known."""
-        if not self.gathered:
-            self.since = clock.now()
         self.gathered.append((task_id, place))
+        self._when.append(clock.now())
 
     def add_durable(self, task_id: str, place: Place) -> None:
         """A task whose node has made its results durable: only the move is left."""
@@ -76,6 +85,11 @@ class Batch:
     def empty(self) -> bool:
         """Whether nothing is gathered, moving or being synced."""
         return not (self.gathered or self.moving or self.places or self.syncing)
+
+    @property
+    def since(self) -> float:
+        """When the first of those that are gathered was; 0 where none is."""
+        return self._when[0] if self._when else 0.0
 
     @property
     def soon_at(self) -> float:
@@ -89,6 +103,8 @@ class Batch:
         """
         if self.syncing and not self._answers.empty():
             self._take_answer()
+        if self._when and self.since < self.board.durable_until:
+            self._take_durable()
         done = 0
         while self.moving and done < count:
             task_id, place = self.moving.popleft()
@@ -113,6 +129,12 @@ class Batch:
             self._next_order(now, over)
         return done
 
+    def _take_durable(self) -> None:
+        """What another's sync, or a part of our own that was not waited for, has made durable."""
+        count = bisect_left(self._when, self.board.durable_until)
+        self.moving.extend(self.gathered[:count])
+        del self.gathered[:count], self._when[:count]
+
     def _next_order(self, now: bool, over: bool) -> None:
         ripe = self.gathered and (now or clock.now() - self.since >= EVERY_S)
         due = self.places and (over or clock.now() - self.ordered >= EVERY_S)
@@ -120,7 +142,7 @@ class Batch:
             return
         self.ordered = clock.now()
         self._order = (self.gathered if ripe else [], self.places)
-        self.gathered, self.places = [], set()
+        self.gathered, self._when, self.places = [], [], set()
         self.syncing = True
         self._orders.put(self._order)
 
@@ -132,6 +154,7 @@ class Batch:
             self.moving.extend(ended)
             return
         self.gathered = ended + self.gathered
+        self._when = [clock.now()] * len(self.gathered)
         self.places |= places
         raise fault
 
@@ -140,9 +163,11 @@ class Batch:
         while (order := self._orders.get()) is not None:
             ended, places = order
             fault: Exception | None = None
-            begun = time.monotonic()
+            since, begun = clock.now(), time.monotonic()
             try:
-                if not (ended and self._sync_results([task_id for task_id, _ in ended])):
+                if ended and self._sync_results([task_id for task_id, _ in ended]):
+                    self.board.synced(since)
+                else:
                     claim.sync_places(self.owner.tree, places)
             except Exception as found:  # raised by the loop's thread, which must not wait in vain
                 fault = found

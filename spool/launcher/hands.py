@@ -22,6 +22,7 @@ from typing import NamedTuple
 import msgspec
 
 from spool.launcher import clock
+from spool.launcher.board import GIVEN, Board
 from spool.launcher.book import Book, Grants
 from spool.launcher.crew import Crew
 from spool.launcher.nodes import Node, fits_ever
@@ -35,6 +36,7 @@ STARTS_EACH_S = 100.0  # below that rate it is not starting that keeps it busy
 AGAIN_S = 10.0  # after a try that found a core busy for long
 SHORTEST_S = 10.0  # a hand that would have to leave sooner is not worth its start
 PR_SET_PDEATHSIG = 1
+POLL_S = 0.02
 
 
 class Part(NamedTuple):
@@ -57,6 +59,7 @@ def parts(node: Node) -> list[Part]:
 class Hands:
     """The hands of one launcher.
 
+    board is what we share with them, or with the one whose hand we are.
     lent is what each has, by its pid; lending says that cores are to be lent, and nothing started
     until then, as soon as nothing runs on them.
     """
@@ -70,6 +73,7 @@ class Hands:
     ) -> None:
         self.tree, self.log = tree, log
         self.wishes = wishes
+        self.board = Board.inherited() if wishes.hand_of else Board()
         node, alone = nodes[0], len(nodes) == 1 and not wishes.hand_of
         self.parts = parts(node) if wishes.pin and alone else []
         self.home = os.sched_getaffinity(0)
@@ -133,9 +137,10 @@ class Hands:
             self.lend_from = math.inf
             return
         try:
-            for part in self.parts[1:]:
-                pid = self._start(part, left)
-                self.lent[pid] = book.lend(part.cpus, part.memory_mb)
+            with self.board.offered() as board:
+                for part in self.parts[1:]:
+                    pid = self._start(part, left, board)
+                    self.lent[pid] = book.lend(part.cpus, part.memory_mb)
         except OSError:  # no more processes, or a core was taken from us: we do without
             self.parts, self.smallest = [], None
 
@@ -145,16 +150,19 @@ class Hands:
             return self.home
         return set(self.cpus).difference(*(grants[0].cpus for grants in self.lent.values()))
 
-    def _start(self, part: Part, time_left_s: float) -> int:
+    def _start(self, part: Part, time_left_s: float, board: int) -> int:
         """Start a launcher on these cores, whose last words we shall read."""
         os.sched_setaffinity(0, part.cpus)
         read_end, write_end = os.pipe()
+        given = [(os.POSIX_SPAWN_DUP2, write_end, 1)]
+        if board >= 0:
+            given.append((os.POSIX_SPAWN_DUP2, board, GIVEN))
         try:
             pid = os.posix_spawn(
                 sys.executable,
                 self._words(part, time_left_s),
                 os.environ,
-                file_actions=[(os.POSIX_SPAWN_DUP2, write_end, 1)],
+                file_actions=given,
                 setsid=True,
                 setsigmask=(),
             )
@@ -179,6 +187,11 @@ class Hands:
         for feature in sorted(self.wishes.features):
             words += ["--requires", feature]
         return words
+
+    def lack(self) -> float:
+        """Tell the others that we have nothing to do; seconds after which to look again."""
+        self.board.lack()
+        return POLL_S
 
     def recall(self, number: signal.Signals) -> None:
         """Pass a signal on: SIGINT lets their tasks end, SIGTERM stops them."""

@@ -20,7 +20,7 @@ from spool.queue.place import Place
 AT_ONCE = 1_000
 ASK_EVERY_S = 0.25  # who is waited for, where nobody was when last listed
 FRESH_S = 0.1
-LINGER_S, POLL_S = 2.0, 0.02  # of a hand that is idle while tasks wait for others
+LINGER_S = 2.0  # of a hand that is idle while tasks wait for others
 
 
 class Heirs:

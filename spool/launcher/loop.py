@@ -34,7 +34,7 @@ from spool.launcher.crew import Report
 from spool.launcher.field import Field
 from spool.launcher.gate import Gate
 from spool.launcher.hands import Hands
-from spool.launcher.heirs import POLL_S, Heirs
+from spool.launcher.heirs import Heirs
 from spool.launcher.leaving import may_leave
 from spool.launcher.picker import Held, Picker, Wishes
 from spool.launcher.places import Places
@@ -126,7 +126,7 @@ class Launcher:
         self.gate = Gate(self.owner, self.wishes.tags, hosts)
         self.picker.may = self.gate.may
         self.journal = Journal(self.tree, self.owner.name)
-        self.batch = Batch(self.owner, self.settings.launcher_sync)
+        self.batch = Batch(self.owner, self.settings.launcher_sync, board=self.hands.board)
         self.adoption = Adoption(self)
         self.broom = Broom(None if self.field.crew else self.crew.children.ours)
         self.heirs = Heirs(self.owner, self.picker.claimer.add, self.adoption.take, self.broom)
@@ -487,7 +487,7 @@ class Launcher:
             wait_s = min(wait_s, self.ranks.flush())
         shares = self.nothing_to_claim and bool(self.hands.lent or self.wishes.hand_of)
         if shares and self.heirs.may_come(asleep_at - self.busy_at):
-            wait_s = min(wait_s, POLL_S)
+            wait_s = min(wait_s, self.hands.lack())
         got = self.crew.sleep(self.signals, max(0.0, wait_s))
         if shares and got is None:
             self.new_lanes()

@@ -22,7 +22,6 @@ from spool.queue.shape import Shape
 AHEAD_MOST = 256
 AHEAD_FEW = 4  # where tasks wait for others: READY may hold but few, for all who look there
 AHEAD_S = 0.25
-ADOPTED_MOST = 16  # children of our own tasks, kept by us: others have their own
 PATIENCE_S, PATIENCE_TASKS = 30.0, 100
 COUNTED_LANES = 1000
 RECKON_S = 1.0
@@ -295,9 +294,9 @@ class Picker(Rules):
         """Whether tasks go so fast that more should lie claimed than the `held` that do."""
         return self._ahead_allowed() > held
 
-    def may_adopt(self, held: int) -> bool:
-        """The same for a child of a task of ours, which needs no lane."""
-        return min(ADOPTED_MOST, int(self.rate * AHEAD_S)) > held
+    def may_adopt(self, held: int, most: int) -> bool:
+        """The same for a child of a task of ours, which needs no lane, and at `most` so many."""
+        return min(most, int(self.rate * AHEAD_S)) > held
 
     @property
     def ahead_low(self) -> int:

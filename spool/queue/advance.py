@@ -39,18 +39,21 @@ Take = Callable[[str, str, Lookup], Place | None]
 
 def due_groups(tree: Tree, now: float) -> list[str]:
     """The until@MINUTE groups whose minute has come (epoch seconds), oldest first."""
-    due = []
-    for group in files.names(tree.state(State.WAITING)):
-        moment = layout.until_moment(group)
-        if moment is not None and moment <= now:
-            due.append(group)
-    return sorted(due)
+    return sorted(group for moment, group in _moments(tree) if moment <= now)
 
 
 def next_due(tree: Tree) -> float | None:
     """The first moment any task waits for, epoch seconds; None if none does."""
-    moments = (layout.until_moment(group) for group in files.names(tree.state(State.WAITING)))
-    return min((moment for moment in moments if moment is not None), default=None)
+    return min((moment for moment, _ in _moments(tree)), default=None)
+
+
+def _moments(tree: Tree) -> Iterator[tuple[float, str]]:
+    """The moments that tasks wait for, epoch seconds, and their groups."""
+    for group in files.names(tree.state(State.WAITING)):
+        if group.startswith(layout.UNTIL):  # among ten thousand parents: nothing dearer for each
+            moment = layout.until_moment(group)
+            if moment is not None:
+                yield moment, group
 
 
 def release_due(me: Owner, limit: int = SLICE) -> int:

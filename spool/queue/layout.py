@@ -11,6 +11,7 @@ import os
 import re
 import time
 from enum import StrEnum
+from functools import lru_cache
 from typing import NamedTuple
 
 MANIFEST = "manifest.json"
@@ -75,9 +76,11 @@ FOLDERS = ("apps", "tmp", *State, "launchers", "allocations", "journal", "seen",
 _NAME = rf"[A-Za-z0-9][A-Za-z0-9._+-]{{0,{NAME_LONGEST - 1}}}"
 _ID = r"([A-Za-z0-9][A-Za-z0-9._+-]{0,79})\.([0-9]{8}-[a-z0-9]{2})-([a-z0-9]{10})"
 _CHUNK = r"(?:@((?:0|[1-9][0-9]{0,8})-(?:0|[1-9][0-9]{0,8})))?"
+_NAME_PATTERN = re.compile(_NAME).fullmatch
 _ID_PATTERN = re.compile(_ID + _CHUNK).fullmatch
 _SHARD = r"[0-9]{8}-[a-z0-9]{2}"
-_UNTIL = r"until@([0-9]{10})"
+UNTIL = "until@"
+_UNTIL = rf"{UNTIL}([0-9]{{10}})"
 _OWNER = r"([a-z]+)\.([A-Za-z0-9._-]+)\.([0-9a-f]{8})\.([0-9]+)\.([a-z0-9]{6})"
 
 
@@ -102,7 +105,7 @@ class OwnerName(NamedTuple):
 
 def is_name(text: str) -> bool:
     """Whether `text` may be the name of a task, a workflow, an app or a tag."""
-    return re.fullmatch(_NAME, text) is not None
+    return _NAME_PATTERN(text) is not None
 
 
 def as_name(text: str) -> str:
@@ -111,6 +114,7 @@ def as_name(text: str) -> str:
     return plain or "task"
 
 
+@lru_cache(4096)  # each is taken apart several times on its way
 def parse_id(text: str) -> TaskId | None:
     """The parts of a well-formed id, else None."""
     found = _ID_PATTERN(text) if len(text) <= ID_LONGEST else None
@@ -191,15 +195,13 @@ def new_id(name: str, in_shard: str) -> str:
 def until_group(moment: float) -> str:
     """The WAITING group of tasks that wait for a moment, rounded up to the minute."""
     minute = min(-(-moment // 60) * 60, LATEST)
-    return f"until@{time.strftime('%y%m%d%H%M', time.gmtime(minute))}"
+    return f"{UNTIL}{time.strftime('%y%m%d%H%M', time.gmtime(minute))}"
 
 
 def until_moment(group: str) -> float | None:
     """The moment an until@MINUTE group names, epoch seconds; None for other groups."""
     from calendar import timegm
 
-    if not group.startswith("until@"):
-        return None  # asked of thousands at once
     found = re.fullmatch(_UNTIL, group)
     try:
         return timegm(time.strptime(f"20{found[1]}", "%Y%m%d%H%M")) if found else None
