@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
+from collections import Counter, deque
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import crashing
@@ -12,7 +13,9 @@ import pytest
 from conftest import make_tree, where
 from crashing import Tell, killed_at_each_call, many, one, run_launcher, words_of
 
-from spool.launcher import broom, heirs, loop
+from spool.launcher import adoption, broom, heirs, loop
+from spool.launcher.adoption import Adoption
+from spool.launcher.board import Board
 from spool.queue import files, history, layout, tasks
 from spool.queue.layout import Tree
 
@@ -108,6 +111,27 @@ def test_a_fan_out_is_not_all_kept_by_one(tree: Tree) -> None:
     seen = moves(tree)
     assert all(where(tree, child).startswith("FINISHED/") for child in children)
     assert seen["WAITING-READY"] >= 4
+
+
+@pytest.mark.parametrize("lacking", [False, True])
+def test_few_children_are_kept_while_another_on_the_node_lacks_work(lacking: bool) -> None:
+    board = Board()
+    if lacking:
+        board.lack()
+    launcher: Any = SimpleNamespace(
+        draining=False,
+        ranks=None,
+        paused_until=0.0,
+        claimed=deque(range(adoption.FEW)),
+        book=SimpleNamespace(free=1),
+        field=SimpleNamespace(crew=None),
+        gate=SimpleNamespace(looks=False),
+        hands=SimpleNamespace(lending=False, board=board),
+        picker=SimpleNamespace(may_adopt=lambda held, most: held < most),
+    )
+    assert Adoption(launcher).may() is not lacking
+    launcher.claimed.extend(range(adoption.MOST))
+    assert not Adoption(launcher).may()
 
 
 def ran_and_ticks(tell: Tell, tree: Tree, **wishes: Any) -> None:

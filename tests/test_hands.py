@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import eventually, make_tree, run_spool
@@ -153,6 +154,25 @@ def test_a_hand_shares_the_work_and_its_tasks_count_as_ours(tree, begin):
 
 def one_pid(said):
     return int(said.split(":")[0].split(".")[3])
+
+
+@two_cores
+def test_hands_share_a_board_of_which_no_task_inherits_anything(tree, begin):
+    submit(tree, 10_000)
+    one = begin()
+    eventually(lambda: lent(tree), "cores are lent")
+    looks = Spool(tree.root).submit_many(
+        {"command": ["sh", "-c", "ls -l /proc/$$/fd"], "priority": 9} for _ in range(20)
+    )
+    hand = next(record for record in records(tree) if record["pid"] != one.pid)
+    for pid in (one.pid, hand["pid"]):
+        eventually(lambda pid=pid: "spool-board" in Path(f"/proc/{pid}/maps").read_text(), "shared")
+    eventually(lambda: all(tasks.find(tree, look.id).state is State.FINISHED for look in looks))
+    for look in looks:
+        seen = files.read(f"{tasks.find(tree, look.id).path(tree)}/output").decode()
+        assert len(seen.splitlines()) == 1 + 3 and "spool-board" not in seen, seen
+    one.send_signal(signal.SIGTERM)
+    one.communicate(timeout=60)
 
 
 @two_cores

@@ -18,9 +18,9 @@ from contextlib import suppress
 from spool.launcher import clock
 from spool.queue import files
 
-MOST, WAIT_S = 1_000, 2.0
-"""Folders at once, or so long. Each removal changes blocks that others change too: the fewer syncs
-come in between, the less is written."""
+MOST, WAIT_S = 250, 2.0
+"""So many folders at once, or after so long. Each removal changes blocks that others change too:
+the fewer syncs come in between, the less is written; but a launcher waits for the last of them."""
 SYSTEM_PATH = "/bin:/usr/bin"  # a task's author may have put another rmdir into PATH
 
 
