@@ -62,6 +62,8 @@ NARROW = (Band(1, 1, 20 * M), Band(2, 2, 20 * M), Band(3, 5, 20 * M))
 LAZY = policy(queue(min_s=30 * M))
 UNSEEN = policy(queue(node=NodeShape()))
 SMALL = policy(queue(max_queued=1, bands=(Band(1, 2, H + 5 * M),)))
+WIDE_NODES = NodeShape(cores=16, gpus=4)
+WIDE = policy(queue(), queue("wide", node=WIDE_NODES, cost=2.0, bands=(Band(4, 40, 4 * H),)))
 DEAR = policy(queue("dear", cost=2.0), queue())
 
 Work = dict[str, int | tuple[int, float]]
@@ -173,6 +175,19 @@ CASES = [
         {"c1.g1": 3, "c1": 72},
         ["main 4 x 15m"] * 5,
         policy(FOURS, min_utilisation=0.9),
+    ),
+    Case(
+        "nor where it takes hardly any of all that is asked for",
+        {"c16.t1h": 80, "c1.g1.t1h": 2},
+        [*["main 32 x 1h5m"] * 2, "main 16 x 1h5m", "wide 4 x 1h5m"],
+        WIDE,
+    ),
+    Case(
+        "but waits where it would take more than that",
+        {"c16.t1h": 40, "c1.g1.t1h": 2},
+        ["main 20 x 1h5m"] * 2,
+        WIDE,
+        says=("too little for 4 nodes of queue wide",),
     ),
     Case(
         "what is wide and fills its nodes is asked for beside what does not",

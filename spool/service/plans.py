@@ -52,6 +52,11 @@ class Plan:
     least: int = 0
     narrowest: bool = False
 
+    @property
+    def lasts_s(self) -> float:
+        """How long its work should keep it, seconds."""
+        return min(self.usable_s, self.load.lasts_s(self.nodes))
+
 
 @dataclass(frozen=True, slots=True)
 class _Seat:

@@ -43,6 +43,9 @@ POOR = 0.25
 SPARED = 0.5
 """Of the same: what is left over and would use less waits, whatever else is asked for."""
 
+CRUMB = 0.05
+"""Of all that is asked for: what is left over and takes no more of it need not be used well."""
+
 TRIALS, MOST_TRIALS = 6, 24
 """Plans that are tried out for one piece of work, the most promising; more, until one is good."""
 
@@ -142,6 +145,7 @@ class _Sizing:
         self.bins: list[_Bin] = []
         self.share = 0.0  # how busy the best plan for the last lead would keep its nodes
         self.gain = 0.0  # the value of what is asked for: what may be wasted on what is left over
+        self.taken = 0.0  # its node-seconds
         self.planner = Planner(policy, self.caps, self.works, self.windows)
         self.planner.closed |= self._troubled()
         if other:
@@ -309,7 +313,12 @@ class _Sizing:
         return [plan for plan in found if plan is not None]
 
     def _may_spare(self, plan: Plan | Skyline, gain: float) -> bool:
-        return gain >= -self.gain and plan.share >= self.policy.min_utilisation * SPARED
+        """Whether it may be asked for beside all else: used well enough, or hardly any of it."""
+        if gain < -self.gain:
+            return False
+        lasts_s = plan.lasts_s if isinstance(plan, Plan) else plan.end_s
+        crumb = plan.nodes * lasts_s <= CRUMB * self.taken
+        return crumb or plan.share >= self.policy.min_utilisation * SPARED
 
     def _spared(self, plan: Plan, lead: Work) -> Plan | None:
         before, skyline = lead.left, Skyline(plan.queue, plan.nodes, plan.usable_s)
@@ -362,6 +371,7 @@ class _Sizing:
         self._settle(plan, queue, walltime_s)
         if plan.kind not in (plans.PROBE, plans.WASTEFUL):
             self.gain += self.planner.gain(plan, skyline)
+            self.taken += skyline.nodes * skyline.end_s
         why = reasons.asked(placed, skyline, plan)
         request = Request(queue.name, plan.nodes, walltime_s, why)
         self.outcome.asked.append(Asked(request, placed, skyline))
