@@ -17,7 +17,8 @@ from spool.launcher import adoption, broom, heirs, loop
 from spool.launcher.adoption import Adoption
 from spool.launcher.board import Board
 from spool.queue import files, history, layout, tasks
-from spool.queue.layout import Tree
+from spool.queue.layout import State, Tree
+from spool.queue.owner import Owner
 
 tmp_path, no_process_stays = crashing.tmp_path, crashing.no_process_stays
 
@@ -113,25 +114,56 @@ def test_a_fan_out_is_not_all_kept_by_one(tree: Tree) -> None:
     assert seen["WAITING-READY"] >= 4
 
 
+def stub(board: Board, owner: Owner | None = None, lent: tuple[int, ...] = ()) -> Any:
+    """What adoption asks of a launcher: one that holds some, and whose tasks are fast."""
+    return SimpleNamespace(
+        draining=False,
+        ranks=None,
+        paused_until=0.0,
+        owner=owner,
+        claimed=deque(range(adoption.FEW)),
+        book=SimpleNamespace(free=1),
+        field=SimpleNamespace(crew=None),
+        gate=SimpleNamespace(looks=False),
+        wishes=SimpleNamespace(hand_of=0 if owner else 1),
+        hands=SimpleNamespace(lending=False, board=board, lent=dict.fromkeys(lent)),
+        picker=SimpleNamespace(may_adopt=lambda held, most: held < most),
+    )
+
+
 @pytest.mark.parametrize("lacking", [False, True])
 def test_few_children_are_kept_while_another_on_the_node_lacks_work(lacking: bool) -> None:
     board = Board()
     if lacking:
         board.lack()
-    launcher: Any = SimpleNamespace(
-        draining=False,
-        ranks=None,
-        paused_until=0.0,
-        claimed=deque(range(adoption.FEW)),
-        book=SimpleNamespace(free=1),
-        field=SimpleNamespace(crew=None),
-        gate=SimpleNamespace(looks=False),
-        hands=SimpleNamespace(lending=False, board=board),
-        picker=SimpleNamespace(may_adopt=lambda held, most: held < most),
-    )
+    launcher = stub(board)
     assert Adoption(launcher).may() is not lacking
     launcher.claimed.extend(range(adoption.MOST))
     assert not Adoption(launcher).may()
+
+
+@pytest.mark.parametrize(
+    ("other", "many_kept"),
+    [
+        ("launcher.{host}.{boot}.4711.abc123", True),  # a hand of ours
+        ("launcher.{host}.{boot}.4712.abc123", False),
+        ("launcher.elsewhere.0123abcd.4711.abc123", False),
+        ("service.elsewhere.0123abcd.4711.abc123", True),
+    ],
+)
+def test_few_children_are_kept_while_launchers_are_about_that_cannot_say_what_they_lack(
+    tree: Tree, owner: Owner, other: str, many_kept: bool
+) -> None:
+    ours = layout.parse_owner(owner.name)
+    assert ours is not None
+    board = Board()
+    one = Adoption(stub(board, owner, lent=(4711,)))
+    assert one.may()
+    os.mkdir(tree.group(State.RUNNING, other.format(host=ours.host, boot=ours.boot)))
+    assert one.may(), "it looks around but once a second"
+    one.look_at = 0.0
+    assert one.may() is many_kept
+    assert Adoption(stub(board)).may() is many_kept, "its hands know it from the board"
 
 
 def ran_and_ticks(tell: Tell, tree: Tree, **wishes: Any) -> None:

@@ -184,10 +184,17 @@ CASES = [
     ),
     Case(
         "but waits where it would take more than that",
-        {"c16.t1h": 40, "c1.g1.t1h": 2},
-        ["main 20 x 1h5m"] * 2,
+        {"c16.t1h": 38, "c1.g1.t1h": 2},
+        ["main 19 x 1h5m"] * 2,
         WIDE,
         says=("too little for 4 nodes of queue wide",),
+    ),
+    Case(
+        "of what fills no whole allocation the rounds that are full are asked for",
+        {"c16.t1m": 21},
+        ["main 4 x 10m"],
+        policy(queue(bands=(Band(4, 8, D),)), min_utilisation=0.95),
+        says=("1 task (c16.t1m): too little for 4 nodes",),
     ),
     Case(
         "what is wide and fills its nodes is asked for beside what does not",

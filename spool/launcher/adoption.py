@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 
 MOST, FEW = 128, 16
-"""Children kept by us while others on this node have work, and where one of them lacks it."""
+"""Children kept by us: while nobody but our hands is about, and none of them lacks work; else."""
+LOOK_S = 1.0
 
 
 class Adoption:
@@ -34,6 +35,7 @@ class Adoption:
     def __init__(self, launcher: Launcher) -> None:
         self.launcher = launcher
         self.taken: deque[tuple[str, Shape]] = deque()
+        self.look_at = 0.0
 
     def may(self) -> bool:
         """Whether another child could be run here at once, or soon."""
@@ -45,7 +47,20 @@ class Adoption:
         held = len(launcher.claimed) + len(self.taken)
         if launcher.book.free > held:
             return True
+        if not launcher.wishes.hand_of and clock.now() >= self.look_at:
+            self._look_around()
         return launcher.picker.may_adopt(held, FEW if launcher.hands.board.lacking else MOST)
+
+    def _look_around(self) -> None:
+        """Tell our hands, too, whether other launchers are about, here or on other nodes."""
+        self.look_at = clock.now() + LOOK_S
+        owner, hands = self.launcher.owner, self.launcher.hands
+        ours = layout.parse_owner(owner.name)
+        assert ours is not None
+        mine = {(ours.host, ours.boot, pid) for pid in (ours.pid, *hands.lent)}
+        found = map(layout.parse_owner, files.names(owner.tree.state(State.RUNNING)))
+        if any(one and one.kind == "launcher" and one[1:4] not in mine for one in found):
+            hands.board.meet()
 
     def take(self, path: str, name: str, kin: Lookup) -> Place | None:
         """Claim the child that lies at `path`; where it is now, None if it still lies there."""

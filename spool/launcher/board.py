@@ -1,6 +1,7 @@
 """board - what a launcher and its hands tell each other in memory that they share.
 
-Owns   that memory: when a sync began that has ended, and when one of them last lacked work.
+Owns   that memory: when a sync began that has ended, when one of them last lacked work, when others
+       were last seen.
 Never  is needed: who has nobody to share with has a board that nobody else writes on. No task
        inherits it, and it ends with the processes.
 
@@ -22,13 +23,15 @@ GIVEN = 3
 """The file descriptor as which a hand inherits it."""
 LACK_S = 0.1
 """So long one that lacked work is taken to lack it; whoever does says so more often."""
+OTHERS_S = 3.0
+"""The same of others that were seen: they are looked for once a second."""
 _SIZE = mmap.PAGESIZE
 _ABOVE = 64  # beyond what a program that is started expects to be its own
-_DURABLE, _LACK = 0, 1
+_DURABLE, _LACK, _OTHERS = 0, 1, 2
 
 
 class Board:
-    """Two moments of the machine's monotonic clock, each written at once by whoever comes.
+    """Some moments of the machine's monotonic clock, each written at once by whoever comes.
 
     Where two write at a time, the older moment may stay: then there is one sync more than needed.
     """
@@ -81,10 +84,15 @@ class Board:
         """Say that we have nothing to do."""
         self._moments[_LACK] = clock.now()
 
+    def meet(self) -> None:
+        """Say that launchers work on this spool that have no part in this board."""
+        self._moments[_OTHERS] = clock.now()
+
     @property
     def lacking(self) -> bool:
-        """Whether one of us has just had nothing to do."""
-        return clock.now() - self._moments[_LACK] < LACK_S
+        """Whether one of us has just had nothing to do, or others may, which we cannot know."""
+        now, moments = clock.now(), self._moments
+        return now - moments[_LACK] < LACK_S or now - moments[_OTHERS] < OTHERS_S
 
 
 def _memory_file() -> int:

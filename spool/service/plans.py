@@ -203,13 +203,19 @@ class Planner:
                         yield from self._plan(PARTIAL, seat, load, nodes, whole_s, together)
 
     def _no_remainder(self, seat: _Seat, load: Load, usable_s: float) -> Iterator[Plan]:
-        """As many of the narrowest allocations there are as the work fills: more may come."""
+        """As many of the narrowest allocations there are as the work fills: more may come.
+
+        Where it fills none for that long, one for as many rounds of the lead as it does.
+        """
         behind_s = min(seat.seconds, usable_s + seat.lead.time_s)  # the longest after the lead
         for lasts_s in (usable_s, behind_s):
             full = int(load.node_s / lasts_s / seat.low + 1e-9) * seat.low
             for nodes in self._piece(seat, full) | {seat.low} if full else ():
                 together = self._at_most(seat, full, nodes)
                 yield from self._plan(PARTIAL, seat, load, nodes, lasts_s, together)
+        rounds = int(load.node_s / seat.low / seat.lead.time_s + 1e-9)
+        if 0 < (even_s := rounds * seat.lead.time_s) < usable_s:
+            yield from self._plan(PARTIAL, seat, load, seat.low, even_s, seat.low)
 
     def _piece(self, seat: _Seat, wanted: int) -> set[int]:
         """Of so many nodes, how many to ask for at once: some, or all."""

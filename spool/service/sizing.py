@@ -43,7 +43,7 @@ POOR = 0.25
 SPARED = 0.5
 """Of the same: what is left over and would use less waits, whatever else is asked for."""
 
-CRUMB = 0.05
+CRUMB = 0.1
 """Of all that is asked for: what is left over and takes no more of it need not be used well."""
 
 TRIALS, MOST_TRIALS = 6, 24
