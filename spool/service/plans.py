@@ -52,11 +52,6 @@ class Plan:
     least: int = 0
     narrowest: bool = False
 
-    @property
-    def lasts_s(self) -> float:
-        """How long its work should keep it, seconds."""
-        return min(self.usable_s, self.load.lasts_s(self.nodes))
-
 
 @dataclass(frozen=True, slots=True)
 class _Seat:
@@ -205,7 +200,8 @@ class Planner:
     def _no_remainder(self, seat: _Seat, load: Load, usable_s: float) -> Iterator[Plan]:
         """As many of the narrowest allocations there are as the work fills: more may come.
 
-        Where it fills none for that long, one for as many rounds of the lead as it does.
+        And the widest that it fills; or, if it fills none for that long, one for as many rounds of
+        the lead as it does.
         """
         behind_s = min(seat.seconds, usable_s + seat.lead.time_s)  # the longest after the lead
         for lasts_s in (usable_s, behind_s):
@@ -213,6 +209,9 @@ class Planner:
             for nodes in self._piece(seat, full) | {seat.low} if full else ():
                 together = self._at_most(seat, full, nodes)
                 yield from self._plan(PARTIAL, seat, load, nodes, lasts_s, together)
+            if full:
+                widest = min(seat.high, int(load.node_s / lasts_s + 1e-9))
+                yield from self._plan(PARTIAL, seat, load, widest, lasts_s, widest)
         rounds = int(load.node_s / seat.low / seat.lead.time_s + 1e-9)
         if 0 < (even_s := rounds * seat.lead.time_s) < usable_s:
             yield from self._plan(PARTIAL, seat, load, seat.low, even_s, seat.low)

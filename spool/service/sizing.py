@@ -38,13 +38,8 @@ from spool.service.terms import (
 START_S = 10.0
 """Of the time left of what runs: a task that takes just that would be too late."""
 POOR = 0.25
-"""Of the minimum of utilisation: what is queued and would be used less is needed no more."""
-
-SPARED = 0.5
-"""Of the same: what is left over and would use less waits, whatever else is asked for."""
-
-CRUMB = 0.1
-"""Of all that is asked for: what is left over and takes no more of it need not be used well."""
+"""Of the minimum of utilisation: what is queued and would be used less is needed no more, and what
+is left over and would use less waits, whatever else is asked for."""
 
 TRIALS, MOST_TRIALS = 6, 24
 """Plans that are tried out for one piece of work, the most promising; more, until one is good."""
@@ -145,7 +140,6 @@ class _Sizing:
         self.bins: list[_Bin] = []
         self.share = 0.0  # how busy the best plan for the last lead would keep its nodes
         self.gain = 0.0  # the value of what is asked for: what may be wasted on what is left over
-        self.taken = 0.0  # its node-seconds
         self.planner = Planner(policy, self.caps, self.works, self.windows)
         self.planner.closed |= self._troubled()
         if other:
@@ -313,12 +307,8 @@ class _Sizing:
         return [plan for plan in found if plan is not None]
 
     def _may_spare(self, plan: Plan | Skyline, gain: float) -> bool:
-        """Whether it may be asked for beside all else: used well enough, or hardly any of it."""
-        if gain < -self.gain:
-            return False
-        lasts_s = plan.lasts_s if isinstance(plan, Plan) else plan.end_s
-        crumb = plan.nodes * lasts_s <= CRUMB * self.taken
-        return crumb or plan.share >= self.policy.min_utilisation * SPARED
+        """Whether it may be asked for beside all else, and would not be cancelled for want of use."""
+        return gain >= -self.gain and plan.share >= self.policy.min_utilisation * POOR
 
     def _spared(self, plan: Plan, lead: Work) -> Plan | None:
         before, skyline = lead.left, Skyline(plan.queue, plan.nodes, plan.usable_s)
@@ -371,7 +361,6 @@ class _Sizing:
         self._settle(plan, queue, walltime_s)
         if plan.kind not in (plans.PROBE, plans.WASTEFUL):
             self.gain += self.planner.gain(plan, skyline)
-            self.taken += skyline.nodes * skyline.end_s
         why = reasons.asked(placed, skyline, plan)
         request = Request(queue.name, plan.nodes, walltime_s, why)
         self.outcome.asked.append(Asked(request, placed, skyline))
