@@ -307,7 +307,7 @@ class _Sizing:
         return [plan for plan in found if plan is not None]
 
     def _may_spare(self, plan: Plan | Skyline, gain: float) -> bool:
-        """Whether it may be asked for beside all else, and would not be cancelled for want of use."""
+        """Whether it may be asked for beside all else, and would not be cancelled again."""
         return gain >= -self.gain and plan.share >= self.policy.min_utilisation * POOR
 
     def _spared(self, plan: Plan, lead: Work) -> Plan | None:
