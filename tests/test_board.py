@@ -69,13 +69,13 @@ def test_who_lacked_work_a_while_ago_has_some(monkeypatch: pytest.MonkeyPatch) -
     assert not board.lacking
 
 
-@pytest.mark.parametrize("given", ["nothing", "a file", "a pipe"])
-def test_what_is_no_board_is_left_alone(given: str) -> None:
+@pytest.mark.parametrize(("given", "size"), [("nothing", -1), ("a file", 4096), ("a pipe", 0)])
+def test_what_is_no_board_is_left_alone(given: str, size: int) -> None:
     """A person may start a hand, with whatever her shell has open."""
 
     def work(tell: crashing.Tell) -> None:
         with tempfile.TemporaryFile() as file:
-            file.write(b"x" * 100)
+            file.write(b"x" * 4096)
             file.flush()
             pipe = os.pipe()
             os.dup2({"nothing": 0, "a file": file.fileno(), "a pipe": pipe[0]}[given], GIVEN)
@@ -84,10 +84,10 @@ def test_what_is_no_board_is_left_alone(given: str) -> None:
             board = Board.inherited()
             board.synced(3.0)
             tell(board.durable_until)
-            if given != "nothing":
-                tell(os.fstat(GIVEN).st_size)
+            tell(os.pread(file.fileno(), 4097, 0) == b"x" * 4096)
+            tell(os.fstat(GIVEN).st_size if given != "nothing" else -1)
 
-    assert crashing.in_child(work)[0] == 3.0
+    assert crashing.in_child(work) == [3.0, True, size]
 
 
 def test_where_the_system_has_no_such_files_each_has_its_own(

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 
 MOST, FEW = 128, 16
-"""Children kept by us: while nobody but our hands is about, and none of them lacks work; else."""
-LOOK_S = 1.0
+"""Children kept by us. Only few are where a hand lacks work, or other launchers are about."""
+LOOK_S = 1.0  # between two looks for those
 
 
 class Adoption:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -25,7 +24,7 @@ LACK_S = 0.1
 """So long one that lacked work is taken to lack it; whoever does says so more often."""
 OTHERS_S = 3.0
 """The same of others that were seen: they are looked for once a second."""
-_SIZE = mmap.PAGESIZE
+_NAME, _SIZE = "spool-board", mmap.PAGESIZE
 _ABOVE = 64  # beyond what a program that is started expects to be its own
 _DURABLE, _LACK, _OTHERS = 0, 1, 2
 
@@ -63,10 +62,10 @@ class Board:
         """The board of the launcher whose hand we are; one of our own if it has given us none."""
         board = cls()
         try:
-            about = os.fstat(GIVEN)
+            given = os.readlink(f"/proc/self/fd/{GIVEN}")
         except OSError:
             return board
-        if stat.S_ISREG(about.st_mode) and not about.st_nlink and about.st_size == _SIZE:
+        if given.startswith(f"/memfd:{_NAME} "):  # else it is no business of ours
             board._moments = _map(GIVEN)
             os.close(GIVEN)  # or our tasks would inherit it
         return board
@@ -96,7 +95,7 @@ class Board:
 
 
 def _memory_file() -> int:
-    file = os.memfd_create("spool-board", os.MFD_CLOEXEC)
+    file = os.memfd_create(_NAME, os.MFD_CLOEXEC)
     try:
         os.ftruncate(file, _SIZE)
         return fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, _ABOVE)

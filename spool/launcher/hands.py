@@ -36,7 +36,7 @@ STARTS_EACH_S = 100.0  # below that rate it is not starting that keeps it busy
 AGAIN_S = 10.0  # after a try that found a core busy for long
 SHORTEST_S = 10.0  # a hand that would have to leave sooner is not worth its start
 PR_SET_PDEATHSIG = 1
-POLL_S = 0.02
+POLL_S = 0.02  # one that lacks work looks so often whether another has let some go
 
 
 class Part(NamedTuple):
