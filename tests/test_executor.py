@@ -156,12 +156,14 @@ def test_without_a_launcher_calls_wait_and_can_be_cancelled(spool: Spool) -> Non
     assert len(list(spool.tasks())) <= PROBES
     assert all(future.cancel() for future in futures[1:])
     assert wait(futures[1:], LONG_S).done == set(futures[1:])
+    before = Counter(task.state for task in spool.tasks())
     run_spool(spool.root, "launcher", "--quiet", "--idle-timeout", "0", check=True)
     assert futures[0].result(LONG_S) == 0
     with pytest.raises(CancelledError):
         futures[1].result(0)
     executor.shutdown()
     states = Counter(task.state for task in spool.tasks())
+    assert before[State.READY] == 1 and set(before) <= {State.READY, State.CANCELLED}
     assert states[State.FINISHED] == 1 and set(states) <= {State.FINISHED, State.CANCELLED}
 
 

@@ -31,7 +31,7 @@ from spool.config import Settings
 from spool.errors import CallLost, SpoolError
 from spool.launcher import warm
 from spool.launcher.warm import Frame
-from spool.queue import control, files, select, submit, tasks, watch
+from spool.queue import control, files, submit, tasks, watch
 from spool.queue.layout import FINAL, State, Tree
 from spool.queue.manifest import Manifest
 
@@ -267,31 +267,43 @@ class Courier:
     # -- cancelling ------------------------------------------------------------------------------
 
     def _heed_cancels(self) -> None:
-        told: dict[str, Batch] = {}
+        """Call back what nobody wants any more; only then tell whoever waits for it."""
+        calls: list[Call] = []
         while self.unwanted:
-            call = self.open.pop(self.unwanted.popleft(), None)
-            if call is None:
-                continue
-            call.begin()  # whoever waits for it is told
+            if (call := self.open.pop(self.unwanted.popleft(), None)) is not None:
+                calls.append(call)
+        try:
+            self._call_back(calls)
+        finally:
+            for call in calls:
+                call.begin()
+
+    def _call_back(self, calls: list[Call]) -> None:
+        told: dict[str, Batch] = {}
+        for call in calls:
             if (batch := call.batch) is not None:
                 batch.calls.pop(call.number, None)
                 batch.unwanted.add(call.number)
                 told[batch.task_id] = batch
         for batch in told.values():
+            text = "\n".join(map(str, sorted(batch.unwanted))).encode()
             with suppress(SpoolError, OSError):
-                self._tell_cancels(batch)
+                files.replace(warm.cancelled_name(self.mailbox, batch.task_id), text)
+        empty = [batch for batch in told.values() if not batch.calls]
+        with suppress(SpoolError, OSError):
+            self._cancel([batch.task_id for batch in empty if not batch.started_at])
+        for batch in empty:
+            self._finish(batch, keep=True)
 
-    def _tell_cancels(self, batch: Batch) -> None:
-        text = "\n".join(map(str, sorted(batch.unwanted))).encode()
-        files.replace(warm.cancelled_name(self.mailbox, batch.task_id), text)
-        if batch.calls:
+    def _cancel(self, task_ids: list[str]) -> None:
+        """Cancel tasks of which no call is wanted, unless they run: then their worker is told."""
+        spots = [spot for one in task_ids if (spot := tasks.find(self.tree, one)) is not None]
+        waiting = [spot for spot in spots if spot.state not in (State.RUNNING, *FINAL)]
+        if not waiting:
             return
-        if not batch.started_at:
-            spot = select.one(self.tree, batch.task_id)
-            if spot.state not in (State.RUNNING, *FINAL):
-                with control.verb(self.tree, self.settings, "cancel", reason="", changes={}) as by:
-                    control.once(control.cancel, by, spot)
-        self._finish(batch, keep=True)
+        with control.verb(self.tree, self.settings, "cancel", reason="", changes={}) as by:
+            for _ in control.each(control.cancel, by, waiting):
+                pass  # one that is refused has moved on: its worker is told
 
     # -- results ---------------------------------------------------------------------------------
 
