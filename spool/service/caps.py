@@ -19,7 +19,7 @@ NO_LIMIT = 2**31
 
 
 class Caps:
-    """What is taken of every cap. Only `take` changes it."""
+    """What is taken of every cap. Only `take` and `widen` change it."""
 
     def __init__(self, situation: Situation, policy: Policy) -> None:
         self.policy = policy
@@ -43,6 +43,11 @@ class Caps:
         self.queued[queue.name] += 1
         self.nodes[queue.name] += nodes
         self.committed_node_s += nodes * walltime_s * queue.cost
+
+    def widen(self, queue: Queue, nodes: int, node_s: float) -> None:
+        """What is asked for gets so many nodes and node-seconds more."""
+        self.nodes[queue.name] += nodes
+        self.committed_node_s += node_s * queue.cost
 
     def live(self, queue: Queue) -> int:
         """Allocations of a queue, queued and running."""

@@ -180,3 +180,9 @@ class Skyline:
                 low, high = min(place, other), max(place, other)
                 self.steps[low : high + 1] = [(at_s, width + self.steps[other][1])]
                 return
+
+
+def undo(placed: Iterable[tuple[Work, int]]) -> None:
+    """Work that was taken is left again."""
+    for work, count in placed:
+        work.left += count

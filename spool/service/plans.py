@@ -25,6 +25,7 @@ PIECES = 8
 """What nothing idle would start is asked for in up to so many pieces: small ones start sooner."""
 
 PROBE, WASTEFUL, SPARE, PARTIAL, LONGER, QUEUED, NOW = range(7)
+UNCOUNTED = (PROBE, WASTEFUL)  # what they gain or waste is no matter to others
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +69,16 @@ class _Seat:
     window: int = -1
 
     def sizes(self, *wanted: int) -> set[int]:
-        """These numbers of nodes within the limits; for a wide lead its multiples beside them."""
-        each = self.lead.nodes
-        found = {
-            *wanted,
-            *(n // each * each for n in wanted),
-            *(-(-n // each) * each for n in wanted),
+        """These numbers of nodes within the limits; beside them those that the lead fills."""
+        inside = {min(self.high, max(self.low, nodes)) for nodes in wanted}
+        unit = self.lead.nodes / self.lead.parts[self.number]
+        if unit <= 1:
+            return inside
+        beside = {
+            n for one in inside for n in (int(one / unit + 1e-9), math.ceil(one / unit - 1e-9))
         }
-        return {min(self.high, max(self.low, nodes)) for nodes in found}
+        whole = {math.ceil(n * unit - 1e-9) for n in beside}
+        return inside | {nodes for nodes in whole if self.low <= nodes <= self.high}
 
 
 def walltime_s(queue: Queue, band: Band, usable_s: float, policy: Policy) -> float:
@@ -212,9 +215,10 @@ class Planner:
             if full:
                 widest = min(seat.high, int(load.node_s / lasts_s + 1e-9))
                 yield from self._plan(PARTIAL, seat, load, widest, lasts_s, widest)
-        rounds = int(load.node_s / seat.low / seat.lead.time_s + 1e-9)
-        if 0 < (even_s := rounds * seat.lead.time_s) < usable_s:
-            yield from self._plan(PARTIAL, seat, load, seat.low, even_s, seat.low)
+        for nodes in seat.sizes(seat.low):
+            rounds = int(load.node_s / nodes / seat.lead.time_s + 1e-9)
+            if 0 < (even_s := rounds * seat.lead.time_s) < usable_s:
+                yield from self._plan(PARTIAL, seat, load, nodes, even_s, nodes)
 
     def _piece(self, seat: _Seat, wanted: int) -> set[int]:
         """Of so many nodes, how many to ask for at once: some, or all."""
@@ -229,6 +233,27 @@ class Planner:
         pieces = min(self.caps.slots(seat.queue), math.ceil(wanted / nodes))
         last = max(seat.low, wanted - nodes * (pieces - 1))
         return max(nodes, min(nodes * (pieces - 1) + min(last, nodes), left))
+
+    # -- what may be added -----------------------------------------------------------------------
+
+    def more_nodes(self, plan: Plan, skyline: Skyline, lead: Work) -> int:
+        """How many nodes more would serve all of a work in a plan's time, as far as they may be."""
+        rounds = int(skyline.usable_s / lead.time_s + 1e-9)
+        if not rounds:
+            return 0
+        queue = self.policy.queues[plan.queue]
+        wanted = math.ceil(math.ceil(lead.left / rounds) * lead.nodes / lead.parts[plan.queue])
+        room = most_nodes(plan.band, queue, self.policy) - skyline.nodes
+        return max(0, min(wanted, room, self.caps.nodes_left(queue)))
+
+    def more_s(self, plan: Plan, skyline: Skyline, lead: Work) -> float:
+        """How many seconds more would, after all else, as far as they may be."""
+        beside = int(skyline.nodes * lead.parts[plan.queue] / lead.nodes)
+        if not beside:
+            return 0.0
+        most_s = (plan.band.max_s or math.inf) - self.policy.padding_s
+        wanted_s = skyline.end_s + math.ceil(lead.left / beside) * lead.time_s
+        return max(0.0, min(wanted_s, most_s) - skyline.usable_s)
 
     # -- what it is worth ------------------------------------------------------------------------
 
@@ -268,16 +293,19 @@ class Planner:
         """
         return served - self.idle_weight * (taken - served)
 
-    def worth(self, plan: Plan, skyline: Skyline) -> float:
+    def worth(self, plan: Plan, first: Skyline, second: Skyline) -> float:
         """What a plan's value turns out to be once it is filled, with all that are alike.
 
-        What they leave over costs an allocation of its own, where it would be asked for.
+        Those after the first are filled as the second is: what is in the way of the first may be in
+        its way alone. What they leave over costs an allocation of its own, where it would be asked
+        for.
         """
-        each = self.gain(plan, skyline)
-        alike, crumb = divmod(plan.load.node_s, skyline.node_s)
-        alike = max(1.0, min(alike, self.caps.slots(self.policy.queues[plan.queue])))
+        rest = max(0.0, plan.load.node_s - first.node_s)
+        alike, crumb = divmod(rest, second.node_s)
+        alike = min(alike, self.caps.slots(self.policy.queues[plan.queue]) - 1)
         taken = max(crumb, plan.least * plan.load.time_s) if crumb > 1 else crumb
-        return each * alike + (self._value(crumb, taken) if plan.least else 0.0)
+        value = self.gain(plan, first) + self.gain(plan, second) * alike
+        return value + (self._value(crumb, taken) if plan.least else 0.0)
 
     def gain(self, plan: Plan, skyline: Skyline) -> float:
         """What one allocation's value turns out to be once it is filled."""

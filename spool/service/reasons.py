@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
 
 from spool import units
 from spool.queue import shape as shapes
@@ -17,13 +16,32 @@ from spool.service.caps import Caps, named_queue
 from spool.service.fitting import bands_for
 from spool.service.packing import Skyline, Work
 from spool.service.plans import Plan
-from spool.service.terms import Live, Policy, Queue, Situation
-
-if TYPE_CHECKING:
-    from spool.service.sizing import Outcome
+from spool.service.terms import Live, Policy, Queue, Request, Situation
 
 HOUR = 3600.0
 SHOWN = 8
+
+
+@dataclass(slots=True)
+class Asked:
+    """A request, the plan that it was made by, and what it is for."""
+
+    request: Request
+    plan: Plan
+    placed: list[tuple[Work, int]]
+    skyline: Skyline
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What the sentences are made of."""
+
+    works: list[Work]
+    unfit: list[tuple[Work, str]] = field(default_factory=list)
+    covered_node_s: float = 0.0
+    asked: list[Asked] = field(default_factory=list)
+    held_back: list[tuple[Work, int, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def hours(node_s: float) -> str:
@@ -143,7 +161,7 @@ def figures(outcome: Outcome, caps: Caps) -> dict[str, float]:
         "backlog_node_h": sum(work.least_node_s(work.count) for work in works) / HOUR,
         "covered_node_h": outcome.covered_node_s / HOUR,
         "served_node_h": sum(one.skyline.node_s for one in outcome.asked) / HOUR,
-        "asked_node_h": sum(o.request.nodes * o.request.walltime_s for o in outcome.asked) / HOUR,
+        "asked_node_h": sum(one.request.node_s for one in outcome.asked) / HOUR,
         "left_node_h": sum(work.least_node_s(work.left) for work in works) / HOUR,
     }
     if caps.budget_left_node_s < math.inf:

@@ -13,16 +13,17 @@ for, piece by piece, each piece for the first task that is still without one.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import msgspec
 
 from spool.queue import shape as shapes
 from spool.service import fitting, plans, reasons
 from spool.service.caps import Caps
-from spool.service.packing import Skyline, Work
+from spool.service.growing import Grower
+from spool.service.packing import Skyline, Work, undo
 from spool.service.plans import Plan, Planner
-from spool.service.reasons import Obstacles
+from spool.service.reasons import Asked, Obstacles, Outcome
 from spool.service.terms import (
     Decision,
     Live,
@@ -102,27 +103,6 @@ class _Bin:
     skyline: Skyline
 
 
-@dataclass(slots=True)
-class Asked:
-    """A request with what it is for; window: it would start at once."""
-
-    request: Request
-    placed: list[tuple[Work, int]]
-    skyline: Skyline
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What the sentences are made of."""
-
-    works: list[Work]
-    unfit: list[tuple[Work, str]] = field(default_factory=list)
-    covered_node_s: float = 0.0
-    asked: list[Asked] = field(default_factory=list)
-    held_back: list[tuple[Work, int, str]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-
 class _Sizing:
     """One decision in the making."""
 
@@ -152,7 +132,8 @@ class _Sizing:
         self._ask(at_once=True)
         self._cover(self.later)
         self._ask()
-        unneeded = [bin for bin in self.bins if not bin.live.running and self._idle(bin)]
+        self._grow()
+        unneeded = [bin for bin in self.bins if not bin.live.running and self._idle(bin.skyline)]
         withdrawn = [
             Withdrawal(bin.live.name, reasons.unneeded(bin.live, bin.skyline))
             for bin in unneeded
@@ -234,9 +215,8 @@ class _Sizing:
         steps = [step for step in steps if step[1] > 1e-6]
         return Skyline(queue, one.nodes, usable_s, self.policy.within_s, steps)
 
-    def _idle(self, bin: _Bin) -> bool:
+    def _idle(self, skyline: Skyline) -> bool:
         """Whether nothing worth it would run in what is queued."""
-        skyline = bin.skyline
         if skyline.node_s <= 0:
             return True
         if not self.queues[skyline.queue].node.cores:
@@ -263,6 +243,26 @@ class _Sizing:
                 vain[key] = "" if at_once else self._why_not(work)
             if work.left and not at_once:
                 self.outcome.held_back.append((work, work.left, vain[key]))
+
+    def _grow(self) -> None:
+        """Make room for what is left over in what is asked for.
+
+        That comes last, since what is small starts sooner. Only some of it is tried.
+        """
+        held = self.outcome.held_back
+        if self.caps.enough or not self.outcome.asked:
+            return
+        grower = Grower(self.outcome, self.planner, self._may_grow)
+        for work in [work for work, _, _ in held if not self._held(work)][:TRIALS]:
+            grower.serve(work)
+        self.outcome.held_back = [(work, work.left, why) for work, _, why in held if work.left]
+
+    def _may_grow(self, skylines: Sequence[Skyline], gain: float) -> bool:
+        """Whether a request may become the first of these, if the others become the rest."""
+        if not self._may_spare(skylines[0], gain) or any(map(self._idle, skylines)):
+            return False
+        self.gain += gain
+        return True
 
     def _troubled(self) -> set[str]:
         """Queues that are left alone for now."""
@@ -314,26 +314,36 @@ class _Sizing:
         before, skyline = lead.left, Skyline(plan.queue, plan.nodes, plan.usable_s)
         placed = skyline.fill(self.open)
         served = lead.left < before
-        _undo(placed)
+        undo(placed)
         gain = self.planner.gain(plan, skyline)
         if not served or not self._may_spare(skyline, gain):
             return None
         return replace(plan, kind=plans.SPARE, value=gain)
 
     def _tried(self, plan: Plan, lead: Work) -> Plan | None:
-        """The plan with what it is worth if it is filled; None if that would be in vain."""
+        """The plan with its value once it is filled; None if it serves nothing."""
         if plan.kind == plans.PROBE:
             return plan
         before = lead.left
-        skyline = Skyline(plan.queue, plan.nodes, plan.usable_s)
-        placed = skyline.fill(self.open)
+        first = Skyline(plan.queue, plan.nodes, plan.usable_s)
+        placed = first.fill(self.open)
         vain = not placed or (plan.kind == plans.WASTEFUL and lead.left == before)
-        _undo(placed)
+        value = 0.0 if vain else self._worth(plan, first)
+        undo(placed)
         if vain:
             return None
-        value = self.planner.worth(plan, skyline)
         kind = plan.kind if value >= -1e-6 else plans.WASTEFUL
         return replace(plan, value=value, kind=kind)
+
+    def _worth(self, plan: Plan, first: Skyline) -> float:
+        """The value with all that are alike, of which the first is filled."""
+        value = self.planner.worth(plan, first, first)
+        if value >= -1e-6 or plan.together <= plan.nodes:
+            return value
+        second = Skyline(plan.queue, plan.nodes, plan.usable_s)
+        placed = second.fill(self.open)
+        undo(placed)
+        return self.planner.worth(plan, first, second) if placed else value
 
     def _allowed(self, plan: Plan, lead: Work, at_once: bool) -> bool:
         """Whether a plan may be wasteful, if it is."""
@@ -355,15 +365,15 @@ class _Sizing:
         placed = skyline.fill(works)
         walltime_s = plans.walltime_s(queue, plan.band, skyline.end_s, self.policy)
         if walltime_s - self.policy.padding_s > skyline.usable_s:  # minutes are asked for whole
-            _undo(placed)
+            undo(placed)
             skyline = Skyline(plan.queue, plan.nodes, walltime_s - self.policy.padding_s)
             placed = skyline.fill(works)
         self._settle(plan, queue, walltime_s)
-        if plan.kind not in (plans.PROBE, plans.WASTEFUL):
+        if plan.kind not in plans.UNCOUNTED:
             self.gain += self.planner.gain(plan, skyline)
         why = reasons.asked(placed, skyline, plan)
         request = Request(queue.name, plan.nodes, walltime_s, why)
-        self.outcome.asked.append(Asked(request, placed, skyline))
+        self.outcome.asked.append(Asked(request, plan, placed, skyline))
 
     def _settle(self, plan: Plan, queue: Queue, walltime_s: float) -> None:
         """What is asked for is taken from caps and windows."""
@@ -411,11 +421,6 @@ def _turn(work: Work) -> tuple[int, int, int, float]:
     Were the long before the short, the short would fill it up and wait for it.
     """
     return -work.shape.priority, -int(work.age_s // 3600), -work.nodes, work.time_s
-
-
-def _undo(placed: list[tuple[Work, int]]) -> None:
-    for work, count in placed:
-        work.left += count
 
 
 def _with_strange(queues: Sequence[Queue], live: Sequence[Live]) -> list[Queue]:

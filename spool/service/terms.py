@@ -128,6 +128,11 @@ class Request(msgspec.Struct, frozen=True):
     walltime_s: float
     why: str
 
+    @property
+    def node_s(self) -> float:
+        """The node-seconds that it is charged for at most."""
+        return self.nodes * self.walltime_s
+
 
 class Withdrawal(msgspec.Struct, frozen=True):
     """A queued allocation of ours to cancel, and why in one sentence."""
