@@ -46,6 +46,7 @@ class Told:
     unserved: int
     asked: int
     cancelled: int
+    looks: int
     seconds: float
 
     @property
@@ -139,6 +140,7 @@ def told(one: Strategy, seconds: float) -> Told:
         unserved,
         one.asked,
         one.cancelled,
+        one.looks,
         seconds,
     )
 
@@ -168,12 +170,13 @@ def show(found: list[Told]) -> None:
             f"{one.unserved:,}",
             f"{one.asked:,}",
             f"{one.cancelled:,}",
+            f"{one.looks:,}",
         )
         for one in found
     ]
     heads = (
         "", "node-h used", "idle", "use", "mean wait h", "median", "p95", "burst h",
-        "unserved", "asked", "cancelled",
+        "unserved", "asked", "cancelled", "looks",
     )  # fmt: skip
     print(tabulate.tabulate(rows, heads, disable_numparse=True))
     notes = {strategy.name: strategy.note for strategy in year_rivals.ALL}

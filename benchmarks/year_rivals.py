@@ -53,17 +53,18 @@ class Strategy:
     def __init__(self, machine: Machine, ready: Ready) -> None:
         self.machine, self.ready, self.clock = machine, ready, machine.clock
         self.live: dict[str, Asked] = {}
-        self.asked = self.cancelled = self.empty = 0
+        self.asked = self.cancelled = self.empty = self.looks = 0
         self.next_look = -1.0
         ready.watchers.append(self.wake)
 
     def wake(self) -> None:
         """Something arrived: look at the next full minute."""
-        if self.next_look < self.clock.now:
+        if self.next_look <= self.clock.now:
             self.next_look = (self.clock.now // INTERVAL_S + 1) * INTERVAL_S
             self.clock.at(self.next_look, self._look)
 
     def _look(self) -> None:
+        self.looks += 1
         self.look()
         if self.ready.lanes or self.queued():
             self.wake()

@@ -41,6 +41,11 @@ def policy(*queues: Queue, **changes: Any) -> Policy:
     return Policy(queues=queues or (queue(),), **{**given, **changes})
 
 
+def picky(band: Band, queued: int = 0, **changes: Any) -> Policy:
+    """One queue of one band, whose nodes are to be used well."""
+    return policy(queue(bands=(band,), max_queued=queued), **{"min_utilisation": 0.9, **changes})
+
+
 THETA_BANDS = (
     Band(128, 255, 3 * H),
     Band(256, 383, 6 * H),
@@ -57,6 +62,7 @@ GPUS = queue("gpus", node=GPU, features=frozenset({"a100"}), bands=(Band(1, 8, 1
 BOTH = policy(queue(), GPUS)
 
 FOURS = queue(node=NodeShape(cores=4, gpus=2), bands=(Band(4, 4, 20 * M),), max_queued=0)
+EIGHT = Band(8, 12, 2 * H)
 NARROW = (Band(1, 1, 20 * M), Band(2, 2, 20 * M), Band(3, 5, 20 * M))
 
 LAZY = policy(queue(min_s=30 * M))
@@ -157,6 +163,32 @@ CASES = [
     Case("as wide as the queue", {"n32.c16.t1h": 1}, ["main 32 x 1h5m"]),
     Case("narrow work runs beside it", {"n8.c8.t1h": 1, "c1.t30m": 128}, ["main 8 x 1h5m"]),
     Case("two wide tasks share nodes", {"n8.c8.t1h": 2}, ["main 8 x 1h5m"]),
+    Case(
+        "a size that wide tasks fill is found beneath a widest that they do not",
+        {"n8.c16.t20m": 140},
+        ["main 56 x 1h45m"] * 4,
+        picky(Band(29, 63, 2 * H), within_s=2 * H),
+    ),
+    Case(
+        "also where several of them share it",
+        {"n40.c8.t2h": 12},
+        ["main 60 x 2h5m"] * 4,
+        picky(Band(54, 72, D), within_s=2 * H),
+    ),
+    Case(
+        "and in rounds, if it fills but some",
+        {"n3.c8.k2.t10m": 17},
+        ["main 5 x 55m"],
+        picky(Band(4, 5, 2 * H), within_s=2 * H),
+        says=("2 tasks (n3.c8.k2.t10m): too little for 4 nodes",),
+    ),
+    Case(
+        "what is in the way of the first of many is not in the way of all",
+        {"c16.t10m": (4, 2000.0), "n8.c16.t1h": 20},
+        ["main 24 x 1h5m"] * 7,
+        picky(Band(10, 40, H + 5 * M)),
+        says=("6 tasks (c16.t10m, n8.c16.t1h) keep 24 nodes 69% busy",),
+    ),
     Case("an empty node beside a wide task is its own", {"n8.c1.t1h": 1}, ["main 8 x 1h5m"]),
     # -- bands -----------------------------------------------------------------------------------
     Case("little work goes to the debug queue", {"c1.t10m": 100}, ["debug 1 x 25m"], THETA),
@@ -202,6 +234,38 @@ CASES = [
         ["main 3 x 15m"] * 2 + ["main 1 x 15m"],
         policy(*(queue(name, bands=NARROW) for name in ("main", "b", "c")), min_utilisation=0.9),
     ),
+    Case(
+        "a remainder takes a node more of what is asked for",
+        {"c16.t30m": 25},
+        ["main 9 x 1h35m"],
+        picky(EIGHT, min_utilisation=0.7),
+        says=("25 tasks (c16.t30m) keep 9 nodes 93% busy",),
+    ),
+    Case(
+        "or a round more where it is as wide as it may be",
+        {"c16.t10m": 73},
+        ["main 12 x 1h15m"],
+        picky(EIGHT, min_utilisation=0.7),
+    ),
+    Case(
+        "but not of what would start at once",
+        {"c16.t30m": 9},
+        ["main 8 x 35m"],
+        picky(EIGHT, queued=1, min_utilisation=0.5),
+        more=windows((8, H)),
+    ),
+    Case(
+        "nor where the nodes are capped",
+        {"c16.t30m": 25},
+        ["main 8 x 1h35m"],
+        picky(EIGHT, min_utilisation=0.7, max_live_nodes=8),
+    ),
+    Case(
+        "nor past the budget",
+        {"c16.t30m": 25},
+        ["main 8 x 1h35m"],
+        picky(EIGHT, min_utilisation=0.7, budget_node_s=8 * 95 * M),
+    ),
     Case("too little for 128 nodes waits", {"c64.t2h": 3}, policy=THETA, says=("too little",)),
     Case("but not for ever", {"c64.t2h": (3, 4000)}, ["default 128 x 2h5m"], THETA),
     Case("nor where a day is needed", {"c64.t20h": (9, 4000)}, ["default 802 x 20h5m"], THETA),
@@ -218,6 +282,7 @@ CASES = [
         THETA,
     ),
     # -- caps ------------------------------------------------------------------------------------
+    Case("one slot: it grows", {"c16.t30m": 9}, ["main 9 x 35m"], picky(EIGHT, queued=1)),
     Case("one slot: all in one", {"c16.t1h": 20}, ["main 20 x 1h5m"], policy(queue(max_queued=1))),
     Case(
         "no slot",
