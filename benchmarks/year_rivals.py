@@ -226,6 +226,8 @@ class JobPerTask(Strategy):
 
     def look(self) -> None:
         """The oldest tasks that have no job yet, as many as there are slots."""
+        if not any(self.room(queue) > 0 for queue in MAX_QUEUED):
+            return
         promised: dict[Shape, int] = {}
         for asked in self.live.values():
             if asked.launcher.only and not asked.launcher.awake:

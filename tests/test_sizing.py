@@ -62,6 +62,7 @@ GPUS = queue("gpus", node=GPU, features=frozenset({"a100"}), bands=(Band(1, 8, 1
 BOTH = policy(queue(), GPUS)
 
 FOURS = queue(node=NodeShape(cores=4, gpus=2), bands=(Band(4, 4, 20 * M),), max_queued=0)
+TWO = (Band(1, 2, 20 * M),)
 EIGHT = Band(8, 12, 2 * H)
 NARROW = (Band(1, 1, 20 * M), Band(2, 2, 20 * M), Band(3, 5, 20 * M))
 
@@ -512,6 +513,13 @@ CASES = [
         {"c1.t1h": 1},
         live=(live(nodes=9, walltime=2 * H),),
         policy=UNSEEN,
+    ),
+    Case(
+        "and takes what is older first, as its launcher will, so that nothing is asked for twice",
+        {"n2.c1": 1, "c1": (1, 100.0)},
+        ["b 2 x 15m"],
+        policy(queue(bands=(Band(1, 1, 20 * M),)), queue("b", node=NodeShape(), bands=TWO)),
+        says=("1 task (c1) keep 2 nodes 50% busy", "is to show what a node of it has"),
     ),
     Case("only where the feature is", {"c1.t1h.f-a100": 8}, ["gpus 1 x 1h5m"], BOTH),
     Case("a feature nowhere", {"c1.f-h100": 8}, policy=BOTH, unfit={"c1.f-h100": "needs h100"}),

@@ -323,7 +323,8 @@ def test_what_was_asked_for_is_not_asked_for_again(
 # -- everything that fits is served in the end ---------------------------------------------------
 
 ROUND_S = 3600.0
-ROUNDS = 600
+ROUNDS = 1200
+"""Of an hour each: 225 tasks of five hours, of which two fit beside each other, need 563 alone."""
 SEEN = NodeShape(16, 1, 64 * 1024)
 
 

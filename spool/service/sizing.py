@@ -290,7 +290,7 @@ class _Sizing:
         if not good and not at_once:
             good = self._spare(every, lead)
         if good:
-            self._take(max(good, key=_merit), lead)
+            self._take(max(good, key=_merit))
         return bool(good)
 
     def _spare(self, every: Iterable[Plan], lead: Work) -> list[Plan]:
@@ -357,17 +357,16 @@ class _Sizing:
         """Whether anything live could run it some time: then it waits for that."""
         return any(bin.skyline.can_hold(lead) for bin in self.bins)
 
-    def _take(self, plan: Plan, lead: Work) -> None:
+    def _take(self, plan: Plan) -> None:
         """Fill a plan's allocation and ask for it."""
         queue = self.queues[plan.queue]
-        works = [lead] if plan.kind == plans.PROBE else self.open
         skyline = Skyline(plan.queue, plan.nodes, plan.usable_s)
-        placed = skyline.fill(works)
+        placed = skyline.fill(self.open)
         walltime_s = plans.walltime_s(queue, plan.band, skyline.end_s, self.policy)
         if walltime_s - self.policy.padding_s > skyline.usable_s:  # minutes are asked for whole
             undo(placed)
             skyline = Skyline(plan.queue, plan.nodes, walltime_s - self.policy.padding_s)
-            placed = skyline.fill(works)
+            placed = skyline.fill(self.open)
         self._settle(plan, queue, walltime_s)
         if plan.kind not in plans.UNCOUNTED:
             self.gain += self.planner.gain(plan, skyline)
