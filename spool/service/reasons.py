@@ -41,7 +41,6 @@ class Outcome:
     covered_node_s: float = 0.0
     asked: list[Asked] = field(default_factory=list)
     held_back: list[tuple[Work, int, str]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
 
 
 def hours(node_s: float) -> str:
