@@ -323,7 +323,7 @@ def test_a_dead_zygote_is_replaced(executor: SpoolExecutor) -> None:
     warm_one(executor)
     local = executor._courier.local
     assert local is not None and local.process is not None
-    zygote = next(pid for pid in children(local.process.pid) if "--zygote" in words_of(pid))
+    zygote = forked(local.process.pid)[0]
     os.kill(zygote, signal.SIGKILL)
     assert executor.submit(add, 1, 1).result(LONG_S) == 2
     warm_one(executor)
@@ -334,7 +334,16 @@ def children(pid: int) -> list[int]:
 
 
 def words_of(pid: int) -> str:
-    return Path(f"/proc/{pid}/cmdline").read_bytes().decode()
+    """How a process was started; nothing if it has ended since it was listed."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def forked(pid: int) -> list[int]:
+    """A launcher's zygote and what was forked from it."""
+    return [child for child in children(pid) if "--zygote" in words_of(child)]
 
 
 def leave_a_child() -> int:
@@ -356,8 +365,14 @@ def test_the_guard_ends_forked_calls_of_a_killed_launcher(
     eventually(lambda: (tmp_path / "once").exists())
     local = fresh._courier.local
     assert local is not None and local.process is not None
-    running = [pid for pid in children(local.process.pid) if "--zygote" in words_of(pid)]
-    assert len(running) == 2  # the zygote and the fork
+    running: set[int] = set()
+
+    def both_seen() -> bool:
+        """The zygote and the fork; while another child ends, the kernel may leave out some."""
+        running.update(forked(local.process.pid))
+        return len(running) == 2
+
+    eventually(both_seen)
     local.process.kill()
     eventually(lambda: all(processes.process_start(pid) is None for pid in running))
     assert future.result(LONG_S) == "again"  # under the launcher that came after
